@@ -1,0 +1,116 @@
+"""What a model asks of the machine: few, large operations.
+
+Activations are float32 everywhere; cells have the cache's cell type; weights know their own.
+``reference.py`` is the oracle (torch); ``cpu/`` is fast (numba). Both serve this one protocol.
+Tensors passed in are contiguous unless said otherwise; ``out`` is written whole and returned.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from elastikv.batch import UBatch
+from elastikv.memory.kv_cache import KVCache
+from elastikv.memory.recurrent import RecurrentMemory
+
+
+class Buffers(Protocol):
+    """Compute buffers that live from one resize to the next (the engine's workspace)."""
+
+    def view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """An uninitialised tensor over the buffer ``name``; valid until the same name is viewed again."""
+        ...
+
+
+class Kernels(Protocol):
+    name: str
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
+        """``x / rms(x) * weight`` over the last dimension of ``[n, d]``; x may be a strided view of rows."""
+        ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        """``residual += x`` in place, then ``rms_norm(residual)``."""
+        ...
+
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """``silu(gate) * up`` where gate_up is ``[n, 2 * d]``, gate first; out ``[n, d]``."""
+        ...
+
+    def rope_store(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+        cache: KVCache,
+        layer: int,
+        ubatch: UBatch,
+    ) -> None:
+        """Normalise (q_norm, k_norm, eps) and rotate q and k in place, then write k and v to their cells.
+
+        q ``[n, n_heads, d]``, k ``[n, n_kv_heads, d]``, v ``[n, n_kv_heads, dv]``: views whose last
+        dimension is contiguous. cos, sin: ``[n, rotary_dim / 2]``, of the half-split (NeoX) pairing;
+        the dimensions behind ``rotary_dim`` stay as they are.
+        """
+        ...
+
+    def attention(
+        self, q: torch.Tensor, cache: KVCache, layer: int, ubatch: UBatch, scale: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Causal attention of every span over its own stream's cells, which hold the span's k and v already.
+
+        q ``[n, n_heads, d]`` (strided view allowed), out ``[n, n_heads, dv]``.
+        """
+        ...
+
+    def causal_conv(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        memory: RecurrentMemory,
+        layer: int,
+        ubatch: UBatch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """Depthwise causal convolution, then SiLU. x ``[n, channels]``, weight ``[channels, width]``.
+
+        State 0 of the layer, ``[channels, width - 1]``, holds the inputs before the span, oldest first.
+        """
+        ...
+
+    def gated_delta_rule(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+        memory: RecurrentMemory,
+        layer: int,
+        ubatch: UBatch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """Gated delta net (Yang et al., arXiv:2412.06464) over state 1 of the layer, ``[n_v_heads, dk, dv]``.
+
+        q, k ``[n, n_k_heads, dk]`` (l2-normalised inside, q scaled by dk**-0.5), v ``[n, n_v_heads, dv]``,
+        decay (log, <= 0) and beta ``[n, n_v_heads]``, out ``[n, n_v_heads, dv]``; v head h reads k head
+        ``h // (n_v_heads // n_k_heads)``.
+        """
+        ...
+
+    def gated_rms_norm(
+        self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        """``rms_norm(x) * silu(gate)`` over the last dimension of ``[n, heads, d]``."""
+        ...
+
+    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
+        """Bytes of scratch the operations above may hold at once, for the budget."""
+        ...

@@ -1,0 +1,169 @@
+"""The contract between memory and everything above it.
+
+A model declares what a token costs (``KVLayer``) and what a sequence costs (``RecurrentLayer``);
+``make_memory`` builds the memory that holds it; the engine drives it through ``Memory``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from elastikv.batch import Batch, UBatch
+
+CellType = Literal["f32", "f16", "bf16", "q8_0"]
+
+
+@dataclass(frozen=True, slots=True)
+class KVLayer:
+    """One attention layer: K is ``[cells, n_kv_heads, head_dim]``, V ``[cells, n_kv_heads, head_dim_v]``.
+
+    ``window``: a token sees itself and the ``window - 1`` positions before it; ``None``: all.
+    """
+
+    n_kv_heads: int
+    head_dim: int
+    head_dim_v: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentLayer:
+    """One layer with state of fixed size per sequence; float32, zero before the first token.
+
+    ``shapes``: of the state tensors, e.g. ``((conv_dim, conv_kernel - 1), (n_heads, dk, dv))``.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+
+
+LayerMemory = KVLayer | RecurrentLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """One layer of one stream, whole capacity. Row ``r`` holds position ``first + r``.
+
+    k: ``[capacity, n_kv_heads, head_dim]``; v: ``[capacity, n_kv_heads, head_dim_v]``, in the cell
+    type (int8 for q8_0). k_scale, v_scale: float16 ``[capacity, n_kv_heads, ceil(dim / 32)]`` for
+    q8_0, else None. Rows at and beyond the used ones hold anything, NaN included.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    k_scale: torch.Tensor | None
+    v_scale: torch.Tensor | None
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStats:
+    """What one sequence holds. Bytes are committed bytes of its stream and state."""
+
+    seq_id: int
+    used_cells: int
+    capacity_cells: int
+    committed_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """What the whole memory holds. ``peak_committed_bytes`` includes transients of resizes."""
+
+    capacity_cells: int
+    used_cells: int
+    committed_bytes: int
+    reserved_bytes: int
+    peak_committed_bytes: int
+    compute_bytes: int
+    budget_bytes: int | None
+    n_resizes: int
+    resize_seconds: float
+    sequences: tuple[SequenceStats, ...]
+
+
+class Memory(Protocol):
+    """State of all sequences of one model.
+
+    Positions are token positions; ranges are half-open ``[p0, p1)``, ``p1 = -1`` means to the end.
+    An operation that returns False, or raises, has changed nothing.
+
+    One decode call is a transaction::
+
+        ubatches = memory.init_batch(batch, n_ubatch)   # all cells, or CacheFull and nothing changed
+        for ubatch in ubatches:
+            memory.apply(ubatch)                        # its cells count as used; forward fills them
+        memory.commit()                                 # or memory.rollback(): as before init_batch
+    """
+
+    n_ctx: int
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever a capacity or an address may have changed."""
+        ...
+
+    @property
+    def max_capacity(self) -> int:
+        """Largest capacity in cells of any stream: what compute buffers are sized for."""
+        ...
+
+    def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]: ...
+    def apply(self, ubatch: UBatch) -> None: ...
+    def commit(self) -> None: ...
+    def rollback(self) -> None: ...
+
+    def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
+        """Forget positions. The whole of a sequence always works and closes its stream."""
+        ...
+
+    def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> bool:
+        """Replace ``dst`` by a copy of a range of ``src``; CacheFull if there is no room."""
+        ...
+
+    def seq_keep(self, seq_id: int) -> None: ...
+
+    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
+        """Shift positions by ``delta``; K is re-rotated."""
+        ...
+
+    def seq_pos_min(self, seq_id: int) -> int:
+        """Smallest position held, -1 if the sequence is empty."""
+        ...
+
+    def seq_pos_max(self, seq_id: int) -> int:
+        """Largest position held, -1 if the sequence is empty."""
+        ...
+
+    def seq_ids(self) -> Sequence[int]:
+        """Sequences that hold anything, ascending."""
+        ...
+
+    def checkpoint(self, seq_id: int) -> bool:
+        """Remember the sequence's end, so that a later ``seq_rm(seq_id, p_end)`` can go back to it.
+
+        Free (and always True) for attention memory; recurrent memory copies its state, charged to
+        the budget, and returns False where there is no room.
+        """
+        ...
+
+    def truncation_points(self, seq_id: int, p_max: int) -> int:
+        """The largest ``p0 <= p_max`` for which ``seq_rm(seq_id, p0)`` would succeed (0: only as a whole)."""
+        ...
+
+    def clear(self) -> None: ...
+    def resize(self, n_cells: int, seq_id: int | None = None) -> None: ...
+    def shrink_to_fit(self, seq_id: int | None = None) -> int:
+        """Give back spare capacity; returns the bytes given back."""
+        ...
+
+    def stats(self) -> MemoryStats: ...
+    def check(self) -> None:
+        """Assert every invariant (tests call it after each operation)."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,45 @@
+"""What the engine needs to know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from elastikv.batch import UBatch
+from elastikv.kernels.base import Buffers
+from elastikv.memory.base import LayerMemory, Memory
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Facts of a loaded model that are not tensors."""
+
+    architecture: str
+    name: str
+    n_layers: int
+    n_vocab: int
+    n_ctx_train: int
+    eos_token_ids: tuple[int, ...]
+    weight_bytes: int
+    fingerprint: str
+    """Identifies weights and layout in saved sessions."""
+
+
+class Model(Protocol):
+    info: ModelInfo
+
+    @property
+    def memory_layers(self) -> Sequence[LayerMemory]:
+        """What each layer asks of memory, in layer order."""
+        ...
+
+    def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
+        """Compute buffers that ``forward`` views by name, in bytes, for ubatches up to ``n_ubatch`` tokens."""
+        ...
+
+    def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
+        """float32 logits ``[n_outputs, n_vocab]`` of the rows in ``ubatch.output_rows`` (may be 0 rows)."""
+        ...
