@@ -1,0 +1,68 @@
+"""``elastikv COMMAND``: dispatch, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from elastikv.errors import ElastikvError
+
+COMMANDS = {
+    "run": "complete a prompt",
+    "chat": "talk to a model in the terminal",
+    "serve": "serve the OpenAI API over HTTP",
+    "plan": "what a KV cache would cost, without loading weights",
+    "bench": "tokens per second of prefill and decode",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parse(arguments)
+    logging.basicConfig(format="elastikv: %(message)s", level=logging.WARNING)
+    logging.captureWarnings(True)
+    try:
+        return int(args.run(args))
+    except ElastikvError as error:
+        print(f"elastikv: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Import only the module of the command that is asked for: `--help` stays instant."""
+    parser = argparse.ArgumentParser(
+        prog="elastikv", description="Language models with a KV cache that costs what is used, not what is allowed."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asked = next((word for word in arguments if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        subparser = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        if name == asked:
+            module = importlib.import_module(f"elastikv.cli.{name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser.parse_args(arguments)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"elastikv {version('elastikv')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

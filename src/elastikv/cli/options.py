@@ -1,0 +1,154 @@
+"""Flags that several commands share, named as llama.cpp names them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elastikv.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from elastikv import LLM, SamplingParams
+
+CELL_TYPES = ("f32", "f16", "bf16", "q8_0")
+DTYPES = ("auto", "f32", "bf16", "f16")
+QUANTS = ("none", "q8_0", "q4_0")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """``-m``, the sizes of a run, and what the KV cache may do."""
+    model = parser.add_argument_group("model")
+    model.add_argument("-m", "--model", metavar="PATH", help="Hugging Face folder or GGUF file; none: the demo model")
+    model.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads; none: all cores")
+    model.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
+    model.add_argument("-ub", "--ubatch-size", type=int, default=512, metavar="N", help="tokens computed at once")
+    model.add_argument("--dtype", choices=DTYPES, default="auto", help="weights in memory; auto: as in the file")
+    model.add_argument("--quantize", choices=QUANTS, help="pack the weights; none given: as in the file")
+    model.add_argument("--kernels", choices=("auto", "cpu", "reference"), default="auto", help="numba, or plain torch")
+    add_kv_arguments(parser)
+
+
+def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that decide what the KV cache may cost."""
+    kv = parser.add_argument_group("KV cache")
+    kv.add_argument(
+        "-c", "--ctx-size", type=int, metavar="N", help="cells a sequence may have; none: the model's own maximum"
+    )
+    kv.add_argument("-ctk", "--cache-type-k", choices=CELL_TYPES, default="f16", help="type of K cells")
+    kv.add_argument("-ctv", "--cache-type-v", choices=CELL_TYPES, default="f16", help="type of V cells")
+    kv.add_argument(
+        "--kv-dynamic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="grow on demand; --no-kv-dynamic commits all of -c at the start",
+    )
+    kv.add_argument("--kv-initial", type=int, default=256, metavar="N", help="cells of a new sequence")
+    kv.add_argument("--kv-growth", metavar="POLICY", help="double:1GiB, step:256 or exact; none: the storage's default")
+    kv.add_argument("--kv-budget", default="auto", metavar="SIZE", help="4GiB, auto or none: bound on KV and compute")
+    kv.add_argument("--kv-storage", choices=("auto", "mmap", "copy"), default="auto", help="where cells live")
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, n_predict: int) -> None:
+    """How tokens are chosen and when to stop."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("-n", "--n-predict", type=int, default=n_predict, metavar="N", help="tokens; -1: no limit but -c")
+    group.add_argument("--temp", type=float, default=0.8, metavar="T", help="temperature; 0: always the likeliest")
+    group.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off")
+    group.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: off")
+    group.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0: off")
+    group.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    group.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: off")
+    group.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: off")
+    group.add_argument("-s", "--seed", type=int, metavar="N", help="none: a new one each time")
+    group.add_argument("-r", "--stop", action="append", default=[], metavar="TEXT", help="stop at this text; repeatable")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
+
+
+def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:
+    """Load the model that the flags ask for, with a progress bar on a terminal."""
+    from elastikv import LLM
+
+    keywords: dict[str, object] = {
+        "n_ctx": args.ctx_size,
+        "n_threads": args.threads,
+        "n_batch": args.batch_size,
+        "n_ubatch": args.ubatch_size,
+        "dtype": args.dtype,
+        "quantize": args.quantize,
+        "kernels": args.kernels,
+        "kv_dtype": (args.cache_type_k, args.cache_type_v),
+        "kv_dynamic": args.kv_dynamic,
+        "kv_initial": args.kv_initial,
+        "kv_growth": args.kv_growth,
+        "kv_budget": args.kv_budget,
+        "kv_storage": args.kv_storage,
+    }
+    with loading_progress() as progress:
+        return LLM(args.model, progress=progress, **{**keywords, **overrides})  # type: ignore[arg-type]
+
+
+@contextmanager
+def loading_progress() -> Iterator[object]:
+    """A byte-counting progress bar on stderr; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def sampling_from_args(args: argparse.Namespace) -> SamplingParams:
+    from elastikv import SamplingParams
+
+    return SamplingParams(
+        temperature=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repeat_penalty=args.repeat_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        max_tokens=None if args.n_predict < 0 else args.n_predict,
+        stop=args.stop,
+        ignore_eos=args.ignore_eos,
+    )
+
+
+def read_prompt(args: argparse.Namespace) -> str:
+    """The prompt of ``-p``, ``-f`` or standard input, in this order; it must be UTF-8 and not empty."""
+    if args.prompt is not None:
+        # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
+        prompt = _decode(args.prompt.encode("utf-8", "surrogateescape"), "-p")
+    elif args.file is not None:
+        prompt = _decode(_read_file(args.file), args.file)
+    elif not sys.stdin.isatty():
+        prompt = _decode(sys.stdin.buffer.read(), "standard input")
+    else:
+        raise InvalidRequest("no prompt: give one with -p TEXT, -f FILE or on standard input")
+    if not prompt:
+        raise InvalidRequest("the prompt is empty: give some text with -p TEXT, -f FILE or on standard input")
+    return prompt
+
+
+def _read_file(name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"cannot read the prompt file {name}: {error.strerror}") from error
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"the prompt in {where} is not UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start}); "
+            "convert it, for instance with iconv -t UTF-8"
+        ) from error
