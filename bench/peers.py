@@ -1,0 +1,309 @@
+"""elastikv, llama.cpp and transformers on the same random weights, alternating in one run.
+
+    python bench/peers.py --shape qwen3-0.6b --precision q8_0 --depths 32,512,4096 --prompts 512 --rounds 3
+
+Each side is a process of its own that loads its model once and then waits for orders, so that only one side
+computes at a time. Contexts are filled by real prefill. llama.cpp comes from the `xllamacpp` package and is timed
+by its own server's `timings`; transformers runs a plain loop over `model(...)` with a DynamicCache, in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from shapes import SHAPES, write_gguf, write_model
+
+# What each side calls a precision: (elastikv dtype, elastikv quantize, GGUF type, transformers takes part)
+PRECISIONS: dict[str, tuple[str, str, str, bool]] = {
+    "f32": ("f32", "none", "f32", True),
+    "bf16": ("bf16", "none", "f16", False),
+    "q8_0": ("bf16", "q8_0", "q8_0", False),
+    "q4_0": ("bf16", "q4_0", "q4_0", False),
+}
+MARGIN = 1024
+SOURCE_DTYPE = {"f32": "float32"}
+
+
+def tokens(n_tokens: int, salt: int) -> list[int]:
+    """Fixed arbitrary tokens that every side's vocabulary has."""
+    return [(7919 * i + 104729 * salt) % 2000 + 10 for i in range(n_tokens)]
+
+
+# --- the sides: each prefills `n` tokens from empty, or decodes `n` tokens at a depth; both return seconds ---
+
+
+class ElastikvSide:
+    def __init__(self, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+        from elastikv import LLM
+
+        dtype, quantize, _, _ = PRECISIONS[precision]
+        self.llm = LLM(model, n_ctx=n_ctx, dtype=dtype, quantize=quantize, n_threads=threads, kv_budget="none")
+
+    def prefill(self, n: int, salt: int) -> float:
+        import time
+
+        from elastikv.batch import Batch, SeqTokens
+
+        self.llm.memory.clear()
+        ids, step = tokens(n, salt), self.llm.n_batch
+        started = time.perf_counter()
+        for i in range(0, n, step):
+            self.llm.engine.decode(Batch([SeqTokens(0, ids[i : i + step])]))
+        return time.perf_counter() - started
+
+    def decode(self, n: int, depth: int, salt: int) -> float:
+        import time
+
+        from elastikv.batch import Batch, SeqTokens
+
+        self._fill(depth, salt)
+        token, started = 11, time.perf_counter()
+        for _ in range(n):
+            token = int(self.llm.engine.decode(Batch([SeqTokens(0, [token])]))[-1].argmax())
+        return time.perf_counter() - started
+
+    def _fill(self, depth: int, salt: int) -> None:
+        memory = self.llm.memory
+        if memory.seq_pos_max(0) + 1 < depth or not memory.seq_rm(0, depth):
+            self.prefill(depth, salt)
+            memory.checkpoint(0)
+
+
+class LlamaCppSide:
+    def __init__(self, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.n_ctx = n_ctx
+        params.n_parallel = 1
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
+        params.n_gpu_layers = 0
+        params.verbosity = 0
+        self.server = xllamacpp.Server(params)
+
+    def _complete(self, prompt: list[int], n_predict: int) -> dict[str, Any]:
+        answer = self.server.handle_completions(
+            {"prompt": prompt, "n_predict": n_predict, "max_tokens": n_predict, "temperature": 0.0,
+             "ignore_eos": True, "cache_prompt": True, "timings_per_token": False}
+        )  # fmt: skip
+        answer = json.loads(answer) if isinstance(answer, str) else answer
+        if "timings" not in answer:
+            raise RuntimeError(f"llama.cpp answered without timings: {str(answer)[:300]}")
+        return answer["timings"]
+
+    def prefill(self, n: int, salt: int) -> float:
+        timings = self._complete(tokens(n, salt), 1)
+        return n * timings["prompt_ms"] / timings["prompt_n"] / 1e3
+
+    def decode(self, n: int, depth: int, salt: int) -> float:
+        timings = self._complete(tokens(depth, salt), n + 1)
+        return n * timings["predicted_ms"] / timings["predicted_n"] / 1e3
+
+
+class TransformersSide:
+    def __init__(self, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.cache: Any = None
+
+    def _step(self, ids: list[int]) -> int:
+        with self.torch.no_grad():
+            out = self.model(self.torch.tensor([ids]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache = out.past_key_values
+        return int(out.logits[0, -1].argmax())
+
+    def prefill(self, n: int, salt: int) -> float:
+        import time
+
+        self.cache = None
+        started = time.perf_counter()
+        self._step(tokens(n, salt))
+        return time.perf_counter() - started
+
+    def decode(self, n: int, depth: int, salt: int) -> float:
+        import time
+
+        held = self.cache.get_seq_length() if self.cache is not None else -1
+        if held != depth:
+            self.prefill(depth, salt)
+        token, started = 11, time.perf_counter()
+        for _ in range(n):
+            token = self._step([token])
+        seconds = time.perf_counter() - started
+        if hasattr(self.cache, "crop"):
+            self.cache.crop(depth)
+        return seconds
+
+
+SIDES: dict[str, Callable[..., Any]] = {
+    "elastikv": ElastikvSide,
+    "llama.cpp": LlamaCppSide,
+    "transformers": TransformersSide,
+}
+
+
+# --- one process per side ---
+
+
+def serve_side(name: str, model: str, precision: str, threads: int, n_ctx: int) -> None:
+    """Obey one JSON order a line: {"op": "prefill" | "decode", ...} -> {"seconds": ...}."""
+    side = SIDES[name](Path(model), precision, threads, n_ctx)
+    side.decode(2, 40, 0)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        seconds = getattr(side, order.pop("op"))(**order)
+        print(json.dumps({"seconds": seconds, "resident": _resident_bytes()}), flush=True)
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+class Worker:
+    def __init__(self, name: str, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+        self.name = name
+        command = [sys.executable, __file__, "--side", name, str(model), precision, str(threads), str(n_ctx)]
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        self._answer()
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        """The next JSON line; libraries may print others."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        self._log.seek(0)
+        raise SystemExit(f"{self.name} ended early:\n{self._log.read()[-2000:]}")
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+# --- the run ---
+
+
+def measure(args: argparse.Namespace, precision: str) -> dict[str, dict[str, list[float]]]:
+    """rates[test][side] = tokens per second, one a round; sides alternate within a round."""
+    _, _, gguf_type, with_transformers = PRECISIONS[precision]
+    folder = write_model(args.shape, args.models, SOURCE_DTYPE.get(precision, "bfloat16"))
+    paths = {"elastikv": folder, "llama.cpp": write_gguf(folder, gguf_type), "transformers": folder}
+    names = [name for name in args.sides if name != "transformers" or with_transformers]
+    n_ctx = max([*args.depths, *args.prompts]) + MARGIN
+    workers = [Worker(name, paths[name], precision, args.threads, n_ctx) for name in names]
+    rates: dict[str, dict[str, list[float]]] = {}
+    try:
+        for n in args.prompts:
+            for round_ in range(max(1, args.rounds if n <= 1024 else 1)):
+                for worker in workers:
+                    seconds = worker.ask(op="prefill", n=n, salt=round_ + 1)["seconds"]
+                    rates.setdefault(f"prefill {n}", {}).setdefault(worker.name, []).append(n / seconds)
+        for depth in args.depths:
+            n = args.gen if depth < 8192 else max(4, args.gen // 8)
+            for _ in range(args.rounds):
+                for worker in workers:
+                    answer = worker.ask(op="decode", n=n, depth=depth, salt=99)
+                    rates.setdefault(f"decode @{depth}", {}).setdefault(worker.name, []).append(n / answer["seconds"])
+                    print(f"  {precision} @{depth} {worker.name}: {n / answer['seconds']:.2f} tok/s, "
+                          f"resident {answer['resident'] / 2**20:.0f} MiB", file=sys.stderr, flush=True)  # fmt: skip
+    finally:
+        for worker in workers:
+            worker.close()
+    return rates
+
+
+def print_table(precision: str, rates: dict[str, dict[str, list[float]]], sides: list[str]) -> None:
+    print(f"\n{precision:6} {'test':>14} " + " ".join(f"{side:>14}" for side in sides) + "   elastikv / others")
+    for test, by_side in rates.items():
+        medians = {side: statistics.median(values) for side, values in by_side.items()}
+        cells = " ".join(f"{medians[side]:14.2f}" if side in medians else f"{'':>14}" for side in sides)
+        ours = medians.get("elastikv")
+        ratios = ", ".join(f"{ours / m:.2f} x {s}" for s, m in medians.items() if s != "elastikv" and ours)
+        print(f"{'':6} {test:>14} {cells}   {ratios}")
+
+
+def plot(results: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(results), figsize=(4 * len(results), 3.5), squeeze=False)
+    for axis, (precision, rates) in zip(axes[0], results.items(), strict=True):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for test, by_side in rates.items():
+            if test.startswith("decode @"):
+                for side, values in by_side.items():
+                    lines.setdefault(side, []).append((int(test.split("@")[1]), statistics.median(values)))
+        for side, points in lines.items():
+            axis.loglog(*zip(*sorted(points), strict=True), marker="o", label=side)
+        axis.set(title=precision, xlabel="tokens in the cache", ylabel="decode, tok/s")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def parse_args() -> argparse.Namespace:
+    def lengths(text: str) -> list[int]:
+        return [int(part) for part in text.split(",") if part]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-0.6b")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["q8_0"])
+    parser.add_argument("--prompts", type=lengths, default=[512])
+    parser.add_argument("--depths", type=lengths, default=[32, 512, 4096])
+    parser.add_argument("--gen", type=int, default=32, help="tokens decoded a round (an eighth of it from 8192 on)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "elastikv-models")
+    parser.add_argument("--json", type=Path, help="write all rates here")
+    parser.add_argument("--plot", type=Path, help="write a picture here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--side"]:
+        name, model, precision, threads, n_ctx = sys.argv[2:]
+        serve_side(name, model, precision, int(threads), int(n_ctx))
+        return
+    args = parse_args()
+    results = {}
+    for precision in args.precision:
+        results[precision] = measure(args, precision)
+        print_table(precision, results[precision], args.sides)
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1))
+    if args.plot:
+        plot(results, args.plot)
+
+
+if __name__ == "__main__":
+    main()

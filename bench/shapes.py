@@ -1,0 +1,103 @@
+"""Random weights in the shapes of real models, as a Hugging Face folder and, beside it, as GGUF files.
+
+python bench/shapes.py qwen3-0.6b /tmp/models --gguf q8_0 f16
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+QWEN3_0_6B = {
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+
+QWEN3_5_0_8B = {
+    "model_type": "qwen3_5_text",
+    "hidden_size": 1024,
+    "intermediate_size": 3584,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "full_attention_interval": 4,
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+
+SMALL = {**QWEN3_0_6B, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "vocab_size": 4096,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip
+
+SHAPES = {"qwen3-0.6b": QWEN3_0_6B, "qwen3.5-0.8b": QWEN3_5_0_8B, "small": SMALL}
+
+
+def write_model(shape: str, root: Path, dtype: str = "bfloat16") -> Path:
+    """The folder of a random model; written once, found again later."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = root / f"{shape}-{dtype}"
+    if (folder / "tokenizer.json").exists():
+        return folder
+    fields = dict(SHAPES[shape])
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
+    _write_tokenizer(folder)
+    return folder
+
+
+def write_gguf(folder: Path, file_type: str) -> Path:
+    """The same weights as a GGUF file of one type."""
+    from elastikv.weights.gguf_export import export_gguf
+
+    path = folder.with_name(f"{folder.name}-{file_type}.gguf")
+    if not path.exists():
+        export_gguf(folder, path, file_type=file_type)
+    return path
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """The demo model's tokenizer serves: ids beyond its vocabulary are never met by name."""
+    import shutil
+
+    from elastikv import demo
+
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo.path() / name, folder / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--gguf", nargs="*", default=[], metavar="TYPE")
+    args = parser.parse_args()
+    folder = write_model(args.shape, args.root, args.dtype)
+    print(folder)
+    for file_type in args.gguf:
+        print(write_gguf(folder, file_type))
+
+
+if __name__ == "__main__":
+    main()
