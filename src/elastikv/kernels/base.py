@@ -7,6 +7,7 @@ Tensors passed in are contiguous unless said otherwise; ``out`` is written whole
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,6 +15,26 @@ import torch
 from elastikv.batch import UBatch
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTensor:
+    """A quantised matrix ``[n_out, n_in]`` in GGUF's block format.
+
+    type: ``"q8_0"``, ``"q4_0"``, ``"q4_k"``, ``"q5_k"``, ``"q6_k"``; data: uint8 ``[n_out, bytes of a row]``, contiguous.
+    """
+
+    type: str
+    shape: tuple[int, int]
+    data: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+
+Weight = torch.Tensor | PackedTensor
+"""A matrix ``[n_out, n_in]``: dense (f32, f16, bf16) or packed."""
 
 
 class Buffers(Protocol):
@@ -26,6 +47,12 @@ class Buffers(Protocol):
 
 class Kernels(Protocol):
     name: str
+    packed_types: frozenset[str]
+    """Packed types that ``linear`` multiplies with; others are unpacked tile by tile above it."""
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+        """``x @ weight.T + bias``: x ``[n, n_in]``, out ``[n, n_out]`` (its rows may be strided), bias f32 ``[n_out]``."""
+        ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
         """``x / rms(x) * weight`` over the last dimension of ``[n, d]``; x may be a strided view of rows."""
