@@ -21,7 +21,7 @@ from elastikv.memory.recurrent import RecurrentMemory
 class PackedTensor:
     """A quantised matrix ``[n_out, n_in]`` in GGUF's block format.
 
-    type: ``"q8_0"``, ``"q4_0"``, ``"q4_k"``, ``"q5_k"``, ``"q6_k"``; data: uint8 ``[n_out, bytes of a row]``, contiguous.
+    type: ``"q8_0"``, ``"q4_0"``, ``"q4_k"``, ``"q5_k"``, ``"q6_k"``; data: uint8 ``[n_out, row_bytes]``, contiguous.
     """
 
     type: str
@@ -51,7 +51,7 @@ class Kernels(Protocol):
     """Packed types that ``linear`` multiplies with; others are unpacked tile by tile above it."""
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-        """``x @ weight.T + bias``: x ``[n, n_in]``, out ``[n, n_out]`` (its rows may be strided), bias f32 ``[n_out]``."""
+        """``x @ weight.T + bias``: x ``[n, n_in]``, out ``[n, n_out]`` (strided rows allowed), bias f32 ``[n_out]``."""
         ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
