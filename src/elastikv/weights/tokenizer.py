@@ -1,0 +1,175 @@
+"""Text to tokens and back; the tokenizer itself is Hugging Face's ``tokenizers``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from elastikv.errors import CorruptFile, InvalidRequest, ModelError
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_CHARACTER = 4
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    """A tokenizer with the model's chat template.
+
+    ``special_tokens``: texts that the template may refer to, by their names in transformers (``"bos_token"``, ...).
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_token_ids: Sequence[int] = (),
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
+        self.backend = backend
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.chat_template = chat_template
+        self.special_tokens = dict(special_tokens or {})
+
+    @property
+    def n_vocab(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """``add_special``: with what the model wants around a text, such as a beginning-of-text token."""
+        return self.backend.encode(text, add_special_tokens=add_special).ids
+
+    def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
+        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special)
+
+    def token_id(self, token: str) -> int | None:
+        """Id of exactly this token, None if there is none."""
+        return self.backend.token_to_id(token)
+
+    def stream_decoder(self, skip_special: bool = True) -> StreamDecoder:
+        return StreamDecoder(self, skip_special)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The conversation as the model's template writes it. Raises InvalidRequest if there is none or it objects."""
+        if self.chat_template is None:
+            raise InvalidRequest("this model has no chat template; use a plain prompt")
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self.chat_template,
+                add_generation_prompt=add_generation_prompt,
+                **{**self.special_tokens, **variables},
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InvalidRequest(f"the chat template refuses these messages: {error}") from None
+        return rendered[0]
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Tokens of the conversation, ready for the model's reply. The template writes special tokens itself."""
+        return self.encode(self.render_chat(messages, **variables), add_special=False)
+
+
+class StreamDecoder:
+    """Text of tokens that come one by one: never half a character, and the same text as decoding all at once.
+
+    The last tokens are decoded together with the ones before them, because a token's text may depend on those
+    (leading spaces, bytes of one character).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._ids: list[int] = []
+        self._n_context = 0  # of _ids: shown already, kept for what the next ones mean after them
+
+    def push(self, token_id: int) -> str:
+        """Text that is certain now; empty while a character is incomplete."""
+        self._ids.append(token_id)
+        text = self._pending_text()
+        n_pending = len(self._ids) - self._n_context
+        if text.endswith(_REPLACEMENT) and n_pending < _LONGEST_CHARACTER:
+            return ""
+        return self._show(text)
+
+    def flush(self) -> str:
+        """What is still held back; bytes that are no character become U+FFFD."""
+        return self._show(self._pending_text())
+
+    def _pending_text(self) -> str:
+        shown = self._decode(self._ids[: self._n_context])
+        return self._decode(self._ids)[len(shown) :]
+
+    def _show(self, text: str) -> str:
+        if text:
+            self._ids = self._ids[self._n_context :]
+            self._n_context = len(self._ids)
+        return text
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, self._skip_special)
+
+
+def read_hf_tokenizer(folder: Path, eos_token_ids: Sequence[int]) -> Tokenizer:
+    """From ``tokenizer.json``, or, for older folders without one, from what transformers makes of the other files."""
+    config = _read_tokenizer_config(folder)
+    special = {name: _token_text(config[name]) for name in _SPECIAL_NAMES if config.get(name)}
+    backend = _read_backend(folder)
+    eos = list(eos_token_ids)
+    if not eos and "eos_token" in special:
+        eos = [token for token in (backend.token_to_id(special["eos_token"]),) if token is not None]
+    return Tokenizer(
+        backend, eos_token_ids=eos, chat_template=_read_chat_template(folder, config), special_tokens=special
+    )
+
+
+def _read_backend(folder: Path) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise CorruptFile(f"{file}: not a tokenizer ({error})") from None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    except (OSError, ValueError, AttributeError):
+        raise ModelError(f"{folder}: no tokenizer in this folder (tokenizer.json)") from None
+
+
+def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CorruptFile(f"{file}: cannot be read as JSON ({error})") from None
+
+
+def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default")
+    return template
+
+
+def _token_text(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
