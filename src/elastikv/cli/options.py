@@ -55,7 +55,9 @@ def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, n_predict: int) -> None:
     """How tokens are chosen and when to stop."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("-n", "--n-predict", type=int, default=n_predict, metavar="N", help="tokens; -1: no limit but -c")
+    group.add_argument(
+        "-n", "--n-predict", type=int, default=n_predict, metavar="N", help="tokens; -1: no limit but -c"
+    )
     group.add_argument("--temp", type=float, default=0.8, metavar="T", help="temperature; 0: always the likeliest")
     group.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off")
     group.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: off")
@@ -64,7 +66,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, n_predict: int) -
     group.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: off")
     group.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: off")
     group.add_argument("-s", "--seed", type=int, metavar="N", help="none: a new one each time")
-    group.add_argument("-r", "--stop", action="append", default=[], metavar="TEXT", help="stop at this text; repeatable")
+    group.add_argument(
+        "-r", "--stop", action="append", default=[], metavar="TEXT", help="stop at this text; repeatable"
+    )
     group.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
 
 

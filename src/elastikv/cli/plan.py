@@ -1,0 +1,143 @@
+"""``elastikv plan``: what a KV cache would cost, from a model's configuration alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from elastikv.cli.options import add_kv_arguments
+from elastikv.errors import InvalidRequest, format_bytes
+
+DEFAULT_AT = (100, 1_000, 6_000, 32_000, 80_000)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("-m", "--model", metavar="PATH", help="folder, GGUF file or config.json; none: the demo model")
+    plan.add_argument("--at", metavar="N,...", help="tokens to tell the cost of")
+    plan.add_argument("-np", "--parallel", type=int, default=1, metavar="N", help="sequences that hold as many each")
+    plan.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    add_kv_arguments(parser)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; bytes of all sequences together, recurrent state left out."""
+
+    tokens: int
+    cells: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the table is made of. ``fits_tokens``: per sequence, in the memory this machine has now."""
+
+    model: str
+    n_ctx: int
+    n_parallel: int
+    growth: str
+    bytes_per_cell: int
+    recurrent_bytes: int
+    static_bytes: int
+    weight_bytes: int
+    available_bytes: int
+    fits_tokens: int
+    rows: list[Row]
+
+
+def run(args: argparse.Namespace) -> int:
+    plan = make_plan(args)
+    if args.json:
+        print(json.dumps(asdict(plan), indent=2))
+    else:
+        _print(plan)
+    return 0
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Raises InvalidRequest, UnsupportedModel, CorruptFile."""
+    from elastikv import demo
+    from elastikv.memory import Budget, memory_cost, parse_growth
+    from elastikv.models import memory_layers, read_config
+
+    path = Path(args.model) if args.model else demo.path()
+    config = read_config(path)
+    n_ctx = config.n_ctx_train if args.ctx_size is None else args.ctx_size
+    for flag, value in (("-c", n_ctx), ("--parallel", args.parallel), ("--kv-initial", args.kv_initial)):
+        if value < 1:
+            raise InvalidRequest(f"{flag} must be at least 1, got {value}")
+    growth = parse_growth(args.kv_growth or ("double:1GiB" if args.kv_storage == "copy" else "step:256"))
+    cost = memory_cost(memory_layers(config), args.cache_type_k, args.cache_type_v)
+    rows = []
+    for tokens in _tokens_asked(args.at, n_ctx):
+        cells = n_ctx
+        if args.kv_dynamic:
+            cells = growth.capacity_after_fill(
+                tokens,
+                initial=min(args.kv_initial, n_ctx),
+                n_ctx=n_ctx,
+                bytes_per_cell=max(cost.bytes_per_cell, 1),
+                n_batch=args.batch_size,
+            )
+        rows.append(Row(tokens, cells, cells * cost.bytes_per_cell * args.parallel))
+    weights = _weight_bytes(path)
+    available = Budget.parse(args.kv_budget).left()
+    room = available - weights - cost.recurrent_bytes * args.parallel
+    return Plan(
+        model=config.name,
+        n_ctx=n_ctx,
+        n_parallel=args.parallel,
+        growth=args.kv_growth or str(growth),
+        bytes_per_cell=cost.bytes_per_cell,
+        recurrent_bytes=cost.recurrent_bytes * args.parallel,
+        static_bytes=n_ctx * cost.bytes_per_cell * args.parallel,
+        weight_bytes=weights,
+        available_bytes=available,
+        fits_tokens=max(0, min(n_ctx, room // (cost.bytes_per_cell * args.parallel))) if cost.bytes_per_cell else n_ctx,
+        rows=rows,
+    )
+
+
+def _tokens_asked(text: str | None, n_ctx: int) -> list[int]:
+    if text is None:
+        return [*(tokens for tokens in DEFAULT_AT if tokens < n_ctx), n_ctx]
+    try:
+        tokens = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidRequest(f"--at takes whole numbers separated by commas, got {text!r}") from None
+    for n in tokens:
+        if not 1 <= n <= n_ctx:
+            raise InvalidRequest(f"--at {n} is not between 1 and -c {n_ctx}")
+    return tokens
+
+
+def _weight_bytes(path: Path) -> int:
+    """Size of the weight files beside the configuration; 0 where there are none."""
+    if path.suffix == ".gguf":
+        return path.stat().st_size
+    folder = path if path.is_dir() else path.parent
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _print(plan: Plan) -> None:
+    print(f"{plan.model}: {format_bytes(plan.bytes_per_cell)} a cell, -c {plan.n_ctx}, growth {plan.growth}")
+    if plan.recurrent_bytes:
+        print(f"recurrent state: {format_bytes(plan.recurrent_bytes)}, whatever the length (once more during a call)")
+    if plan.n_parallel > 1:
+        print(f"{plan.n_parallel} sequences that hold as many tokens each:")
+    print(f"\n{'tokens':>10} {'cells':>10} {'elastic':>12} {'static':>12} {'share':>8}")
+    for row in plan.rows:
+        share = row.bytes / plan.static_bytes if plan.static_bytes else 1.0
+        sizes = f"{format_bytes(row.bytes):>12} {format_bytes(plan.static_bytes):>12}"
+        print(f"{row.tokens:>10,} {row.cells:>10,} {sizes} {share:>8.1%}")
+    print(f"\nThis machine can spare {format_bytes(plan.available_bytes)}; ", end="")
+    print(
+        f"the weights take {format_bytes(plan.weight_bytes)}. " if plan.weight_bytes else "no weights were found. ",
+        end="",
+    )
+    verdict = "all of -c fits" if plan.fits_tokens >= plan.n_ctx else f"{plan.fits_tokens:,} tokens a sequence fit"
+    print(f"{verdict[0].upper()}{verdict[1:]}.")

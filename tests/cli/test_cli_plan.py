@@ -1,0 +1,81 @@
+"""`elastikv plan`: the worked example of the documentation, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+
+@pytest.fixture()
+def qwen3_5_27b(tmp_path):
+    """The cache's geometry of Qwen3.5-27B, as its config.json has it."""
+    text = {
+        "model_type": "qwen3_5_text",
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_hidden_layers": 64,
+        "full_attention_interval": 4,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 48,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "max_position_embeddings": 262144,
+        "vocab_size": 248320,
+        "rms_norm_eps": 1e-6,
+    }
+    config = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def test_the_worked_example(elastikv, qwen3_5_27b):
+    arguments = ("-c", "131072", "--kv-growth", "double:1GiB", "--at", "100,6000,80000", "--json")
+    plan = json.loads(elastikv("plan", "-m", qwen3_5_27b, *arguments).out)
+    assert plan["bytes_per_cell"] == 64 * KIB
+    assert plan["static_bytes"] == 8 * GIB
+    assert plan["rows"] == [
+        {"tokens": 100, "cells": 256, "bytes": 16 * MIB},
+        {"tokens": 6000, "cells": 8192, "bytes": 512 * MIB},
+        {"tokens": 80000, "cells": 81920, "bytes": 5 * GIB},
+    ]
+
+
+def test_recurrent_state_is_told_apart(elastikv, qwen3_5_27b):
+    plan = json.loads(elastikv("plan", "-m", qwen3_5_27b, "--json").out)
+    conv = (2 * 16 * 128 + 48 * 128) * 3 * 4
+    state = 48 * 128 * 128 * 4
+    assert plan["recurrent_bytes"] == pytest.approx(48 * (conv + state), rel=0.01)
+
+
+def test_parallel_sequences_and_cell_types_scale(elastikv, qwen3_5_27b):
+    arguments = ("-c", "4096", "--at", "100", "--json", "-np", "3", "-ctk", "f32")
+    plan = json.loads(elastikv("plan", "-m", qwen3_5_27b, *arguments).out)
+    assert plan["bytes_per_cell"] == 96 * KIB
+    assert plan["rows"][0]["bytes"] == 3 * 256 * 96 * KIB
+
+
+def test_the_table_is_for_people(elastikv, qwen3_5_27b):
+    result = elastikv("plan", "-m", qwen3_5_27b, "-c", "131072", "--at", "100,80000", "--kv-growth", "double:1GiB")
+    assert "64 KiB a cell" in result.out
+    assert "5 GiB" in result.out
+    assert "8 GiB" in result.out
+
+
+def test_a_folder_with_weights_and_the_demo_model_are_planned_too(elastikv, model_path):
+    assert json.loads(elastikv("plan", "-m", model_path, "--json").out)["weight_bytes"] > 0
+    assert elastikv("plan").code == 0
+
+
+@pytest.mark.parametrize("at", ["0", "-5", "ten", "100,", "999999999"])
+def test_bad_lengths_are_refused(elastikv, model_path, at):
+    result = elastikv("plan", "-m", model_path, f"--at={at}")
+    assert result.code == 1
+    assert "--at" in result.err
