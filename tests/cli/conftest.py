@@ -24,7 +24,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model("qwen3_5", tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.fixture()
+@pytest.fixture
 def elastikv(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """``elastikv("run", "-p", "x")`` -> exit code and what was printed, by Python and by anything below it."""
 

@@ -9,7 +9,7 @@ import pytest
 QUICK = ("--temp", "0", "-n", "6", "-t", "1", "--kernels", "reference", "-c", "2048")
 
 
-@pytest.fixture()
+@pytest.fixture
 def chat(elastikv, model_path, monkeypatch):
     """Feed lines to the chat; the prompts it shows are returned with the rest of its output."""
 

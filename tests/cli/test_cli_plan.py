@@ -9,7 +9,7 @@ import pytest
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 
-@pytest.fixture()
+@pytest.fixture
 def qwen3_5_27b(tmp_path):
     """The cache's geometry of Qwen3.5-27B, as its config.json has it."""
     text = {
