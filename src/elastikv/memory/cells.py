@@ -1,0 +1,54 @@
+"""Bookkeeping of one stream: which cells hold which positions. Integers only; holds no tensors.
+
+    cell      0 ......... used-1 | used ....... capacity-1
+    position  first ...... end-1 | free: may hold anything
+
+Cells are contiguous, and so are their positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(slots=True)
+class StreamCells:
+    first: int = 0
+    used: int = 0
+    capacity: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position that the next token gets."""
+        return self.first + self.used
+
+    def copy(self) -> StreamCells:
+        return replace(self)
+
+    def rows(self, p0: int, p1: int) -> tuple[int, int]:
+        """Used cells ``[r0, r1)`` that hold positions ``[p0, p1)``; ``p1 < 0`` means to the end.
+
+        Positions that are not held are left out; ``r0 == r1`` if none is.
+        """
+        start = min(max(p0 - self.first, 0), self.used)
+        stop = self.used if p1 < 0 else min(max(p1 - self.first, 0), self.used)
+        return start, max(start, stop)
+
+    def append(self, n_cells: int) -> None:
+        self.used += n_cells
+
+    def remove(self, r0: int, r1: int) -> None:
+        """Cells ``[r0, r1)`` are gone and those behind have moved down.
+
+        At the front the others keep their positions; elsewhere the ones behind move down with their cells.
+        """
+        if r0 == 0:
+            self.first += r1 if r1 < self.used else 0
+        self.used -= r1 - r0
+
+    def shift(self, delta: int) -> None:
+        self.first += delta
+
+    def check(self) -> None:
+        assert 0 <= self.used <= self.capacity, f"{self.used} cells used of {self.capacity}"
+        assert self.first >= 0, f"first position is {self.first}"

@@ -1,0 +1,153 @@
+"""Attention memory and recurrent memory as one, by composition.
+
+An operation that one half cannot do changes neither: both are asked first, and what may be refused
+for lack of room is made aside before anything is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from elastikv.batch import Batch, UBatch
+from elastikv.memory.base import KVLayer, MemoryStats, RecurrentLayer, SequenceStats
+from elastikv.memory.budget import Budget
+from elastikv.memory.kv_cache import KVCache
+from elastikv.memory.options import MemoryOptions
+from elastikv.memory.recurrent import RecurrentMemory
+
+
+class HybridMemory:
+    """See ``Memory`` for the contract. Only ``attention`` resizes."""
+
+    def __init__(
+        self,
+        kv_layers: Sequence[KVLayer],
+        recurrent_layers: Sequence[RecurrentLayer],
+        options: MemoryOptions,
+        budget: Budget,
+    ) -> None:
+        self.attention = KVCache(kv_layers, options, budget)
+        self.recurrent = RecurrentMemory(recurrent_layers, options, budget)
+        self.budget = budget
+        self.n_ctx = options.n_ctx
+
+    @property
+    def generation(self) -> int:
+        return self.attention.generation + self.recurrent.generation
+
+    @property
+    def max_capacity(self) -> int:
+        return self.attention.max_capacity
+
+    def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
+        # The states first: their size is fixed, while growth can give way to what is left.
+        self.recurrent.init_batch(batch, n_ubatch)
+        try:
+            return self.attention.init_batch(batch, n_ubatch)
+        except BaseException:
+            self.recurrent.rollback()
+            raise
+
+    def apply(self, ubatch: UBatch) -> None:
+        self.attention.apply(ubatch)
+        self.recurrent.apply(ubatch)
+
+    def commit(self) -> None:
+        self.attention.commit()
+        self.recurrent.commit()
+
+    def rollback(self) -> None:
+        self.attention.rollback()
+        self.recurrent.rollback()
+
+    def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
+        if not (self.attention.can_seq_rm(seq_id, p0, p1) and self.recurrent.can_seq_rm(seq_id, p0, p1)):
+            return False
+        return self.attention.seq_rm(seq_id, p0, p1) and self.recurrent.seq_rm(seq_id, p0, p1)
+
+    def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> bool:
+        self.attention.require_idle()
+        if not (self.attention.can_seq_cp(src, p0, p1) and self.recurrent.can_seq_cp(src, p0, p1)):
+            return False
+        if src == dst:
+            return self.attention.seq_cp(src, dst, p0, p1)
+        state, n_tokens = self.recurrent.copy_state(src, p0, p1)
+        try:
+            stream = self.attention.copy_stream(src, p0, p1)
+        except BaseException:
+            self.recurrent.drop_state(state)
+            raise
+        self.recurrent.attach(dst, state, n_tokens)
+        self.attention.attach(dst, stream)
+        return True
+
+    def seq_keep(self, seq_id: int) -> None:
+        self.attention.seq_keep(seq_id)
+        self.recurrent.seq_keep(seq_id)
+
+    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
+        if not self.recurrent.can_seq_add(seq_id, p0, p1, delta):
+            return False
+        return self.attention.seq_add(seq_id, p0, p1, delta)
+
+    def seq_pos_min(self, seq_id: int) -> int:
+        return self.attention.seq_pos_min(seq_id)
+
+    def seq_pos_max(self, seq_id: int) -> int:
+        return self.attention.seq_pos_max(seq_id)
+
+    def seq_ids(self) -> list[int]:
+        return self.attention.seq_ids()
+
+    def checkpoint(self, seq_id: int) -> bool:
+        return self.recurrent.checkpoint(seq_id)
+
+    def truncation_points(self, seq_id: int, p_max: int) -> int:
+        """Both halves must be able to go back to the same point."""
+        point = self.recurrent.truncation_points(seq_id, p_max)
+        while point and self.attention.truncation_points(seq_id, point) != point:
+            point = self.recurrent.truncation_points(seq_id, point - 1)
+        return point
+
+    def clear(self) -> None:
+        self.attention.clear()
+        self.recurrent.clear()
+
+    def resize(self, n_cells: int, seq_id: int | None = None) -> None:
+        self.attention.resize(n_cells, seq_id)
+
+    def shrink_to_fit(self, seq_id: int | None = None) -> int:
+        return self.attention.shrink_to_fit(seq_id) + self.recurrent.shrink_to_fit(seq_id)
+
+    def stats(self) -> MemoryStats:
+        stats, states = self.attention.stats(), self.recurrent.stats()
+        of_state = {each.seq_id: each for each in states.sequences}
+        return replace(
+            stats,
+            committed_bytes=stats.committed_bytes + states.committed_bytes,
+            reserved_bytes=stats.reserved_bytes + states.reserved_bytes,
+            sequences=tuple(_with_state(each, of_state.get(each.seq_id)) for each in stats.sequences),
+        )
+
+    def check(self) -> None:
+        self.attention.check_parts()
+        self.recurrent.check_parts()
+        assert self.attention.seq_ids() == self.recurrent.seq_ids(), "the halves hold different sequences"
+        for seq_id in self.seq_ids():
+            assert self.attention.seq_pos_max(seq_id) == self.recurrent.seq_pos_max(seq_id)
+        committed = self.attention.committed_bytes + self.recurrent.committed_bytes
+        assert self.budget.kv_bytes == committed, "the budget disagrees with what is committed"
+
+    def close(self) -> None:
+        self.clear()
+
+
+def _with_state(stream: SequenceStats, state: SequenceStats | None) -> SequenceStats:
+    if state is None:
+        return stream
+    return replace(
+        stream,
+        committed_bytes=stream.committed_bytes + state.committed_bytes,
+        reserved_bytes=stream.reserved_bytes + state.reserved_bytes,
+    )

@@ -1,0 +1,406 @@
+"""State of fixed size per sequence, for layers that fold the past into it (conv, delta net, SSM).
+
+A decode call writes to a second buffer; the committed one stays untouched until ``commit()``:
+
+                     init_batch        1st ubatch          2nd ubatch         commit
+    committed          A                A (source)          A                  B
+    working            B (spare)        B (target)          B (both)           -> A is spare
+
+A new sequence has only a working buffer (zeros), since rolling back means forgetting it. Spare
+buffers are shared by all sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from elastikv.batch import Batch, UBatch, split
+from elastikv.errors import CacheFull, InvalidRequest
+from elastikv.memory.base import MemoryStats, RecurrentLayer, SequenceStats
+from elastikv.memory.budget import Budget
+from elastikv.memory.growth import round_up
+from elastikv.memory.options import MemoryOptions
+from elastikv.memory.storage.blocks import Block, allocate_block, committed_size
+
+_ALIGNMENT = 64
+
+LayerState = tuple[torch.Tensor, ...]
+
+
+class StateBuffer:
+    """The states of all layers of one sequence: float32 tensors over one block."""
+
+    def __init__(self, layers: Sequence[RecurrentLayer], block: Block) -> None:
+        self.block = block
+        self.layers: list[LayerState] = []
+        offset = 0
+        for layer in layers:
+            tensors = []
+            for shape in layer.shapes:
+                n_bytes = 4 * math.prod(shape)
+                tensors.append(block.data[offset : offset + n_bytes].view(torch.float32).view(shape))
+                offset += round_up(n_bytes, _ALIGNMENT)
+            self.layers.append(tuple(tensors))
+
+
+def state_bytes(layers: Sequence[RecurrentLayer]) -> int:
+    """Bytes of the states of one sequence."""
+    return sum(round_up(4 * math.prod(shape), _ALIGNMENT) for layer in layers for shape in layer.shapes)
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """``committed`` holds ``n_tokens`` tokens; a call in progress adds ``n_applied`` in ``working``."""
+
+    committed: StateBuffer | None = None
+    n_tokens: int = 0
+    working: StateBuffer | None = None
+    n_applied: int = 0
+    span_is_first: bool = True
+    checkpoints: dict[int, StateBuffer] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        return self.n_tokens + self.n_applied
+
+    def buffers(self) -> list[StateBuffer]:
+        held = [self.committed, self.working, *self.checkpoints.values()]
+        return [buffer for buffer in held if buffer is not None]
+
+
+class RecurrentMemory:
+    """See ``Memory`` for the contract. ``layers`` are the recurrent layers, by their ordinal among these.
+
+    A sequence can only be cut back to where a checkpoint was made.
+    """
+
+    def __init__(self, layers: Sequence[RecurrentLayer], options: MemoryOptions, budget: Budget) -> None:
+        self.layers = tuple(layers)
+        self.options = options
+        self.budget = budget
+        self.n_ctx = options.n_ctx
+        self._device = torch.device(options.device)
+        self._block_bytes = max(state_bytes(self.layers), 1)
+        self.buffer_bytes = committed_size(self._block_bytes, self._device)
+        self._sequences: dict[int, _Sequence] = {}
+        self._spare: list[StateBuffer] = []
+        self._in_call: list[int] | None = None
+        self._generation = 0
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    @property
+    def max_capacity(self) -> int:
+        """No cells, so 0."""
+        return 0
+
+    def source(self, layer: int, seq_id: int) -> LayerState:
+        """float32 state before the current ubatch; zeros for a new sequence. Only written where it is the target."""
+        sequence = self._sequences[seq_id]
+        buffer = sequence.committed if sequence.span_is_first and sequence.committed else sequence.working
+        assert buffer is not None, f"sequence {seq_id} is in no decode call"
+        return buffer.layers[layer]
+
+    def target(self, layer: int, seq_id: int) -> LayerState:
+        """Where the state after the current ubatch goes; may be the very tensors of ``source``."""
+        buffer = self._sequences[seq_id].working
+        assert buffer is not None, f"sequence {seq_id} is in no decode call"
+        return buffer.layers[layer]
+
+    # A decode call
+
+    def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
+        self.require_idle()
+        ends = {entry.seq_id: self._end(entry.seq_id) for entry in batch.entries}
+        for entry in batch.entries:
+            end, n_new = ends[entry.seq_id], len(entry.token_ids)
+            if end + n_new > self.n_ctx:
+                raise CacheFull("n_ctx", asked=n_new, left=self.n_ctx - end, limit=self.n_ctx)
+        self._in_call = []
+        try:
+            for seq_id in ends:
+                buffer = self._take(zeroed=seq_id not in self._sequences)
+                sequence = self._sequences.setdefault(seq_id, _Sequence())
+                sequence.working, sequence.n_applied, sequence.span_is_first = buffer, 0, True
+                self._in_call.append(seq_id)
+        except BaseException:
+            self.rollback()
+            raise
+        return split(batch, ends, n_ubatch)
+
+    def apply(self, ubatch: UBatch) -> None:
+        if self._in_call is None:
+            raise RuntimeError("apply() belongs between init_batch() and commit()")
+        for span in ubatch.spans:
+            sequence = self._sequences[span.seq_id]
+            assert span.pos == sequence.end, f"span at {span.pos}, but the sequence ends at {sequence.end}"
+            sequence.span_is_first = sequence.n_applied == 0
+            sequence.n_applied += span.n_tokens
+
+    def commit(self) -> None:
+        touched, self._in_call = self._in_call or [], None
+        for seq_id in touched:
+            sequence = self._sequences[seq_id]
+            if sequence.committed is not None:
+                self._spare.append(sequence.committed)
+            sequence.committed, sequence.working = sequence.working, None
+            sequence.n_tokens, sequence.n_applied = sequence.end, 0
+
+    def rollback(self) -> None:
+        touched, self._in_call = self._in_call or [], None
+        for seq_id in touched:
+            sequence = self._sequences[seq_id]
+            if sequence.committed is None:
+                self._forget(seq_id)
+            elif sequence.working is not None:
+                self._spare.append(sequence.working)
+                sequence.working, sequence.n_applied = None, 0
+
+    def require_idle(self) -> None:
+        """RuntimeError inside a decode call."""
+        if self._in_call is not None:
+            raise RuntimeError("a decode call is open: commit() or rollback() first")
+
+    # Operations on sequences
+
+    def can_seq_rm(self, seq_id: int, p0: int, p1: int) -> bool:
+        """Whether ``seq_rm`` would return True: nothing, everything, or back to a checkpoint."""
+        sequence = self._sequences.get(seq_id)
+        if sequence is None:
+            return True
+        start, stop = _clamp(p0, p1, sequence.n_tokens)
+        if start >= stop or start == 0:
+            return start >= stop or stop == sequence.n_tokens
+        return stop == sequence.n_tokens and start in sequence.checkpoints
+
+    def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
+        self.require_idle()
+        if not self.can_seq_rm(seq_id, p0, p1):
+            return False
+        sequence = self._sequences.get(seq_id)
+        if sequence is None:
+            return True
+        start, stop = _clamp(p0, p1, sequence.n_tokens)
+        if start == 0 and start < stop:
+            self._forget(seq_id)
+        elif start < stop:
+            self._go_back(sequence, start)
+        return True
+
+    def can_seq_cp(self, src: int, p0: int, p1: int) -> bool:
+        """Whether ``seq_cp`` would be possible, given room: from the start, up to the end or a checkpoint."""
+        sequence = self._sequences.get(src)
+        if sequence is None:
+            return True
+        start, stop = _clamp(p0, p1, sequence.n_tokens)
+        return start >= stop or (start == 0 and self._state_at(sequence, stop) is not None)
+
+    def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> bool:
+        self.require_idle()
+        if not self.can_seq_cp(src, p0, p1):
+            return False
+        if src == dst:
+            return _clamp(p0, p1, self._end(src)) == (0, self._end(src))
+        self.attach(dst, *self.copy_state(src, p0, p1))
+        return True
+
+    def copy_state(self, src: int, p0: int, p1: int) -> tuple[StateBuffer | None, int]:
+        """A copy of the state after position ``p1 - 1``, and how many tokens it stands for. CacheFull."""
+        sequence = self._sequences.get(src)
+        start, stop = _clamp(p0, p1, sequence.n_tokens) if sequence else (0, 0)
+        state = self._state_at(sequence, stop) if sequence and start < stop else None
+        if state is None:
+            return None, 0
+        buffer = self.new_state()
+        buffer.block.data.copy_(state.block.data)
+        return buffer, stop
+
+    def new_state(self) -> StateBuffer:
+        """A buffer of no sequence yet; its contents are of no meaning. CacheFull."""
+        return self._take(zeroed=False)
+
+    def drop_state(self, buffer: StateBuffer | None) -> None:
+        """Take back a buffer that was not attached."""
+        if buffer is not None:
+            self._free(buffer)
+
+    def attach(self, seq_id: int, buffer: StateBuffer | None, n_tokens: int) -> None:
+        """Make ``buffer`` the state of a sequence, in place of what it had. Cannot fail."""
+        self._forget(seq_id)
+        if buffer is not None:
+            self._sequences[seq_id] = _Sequence(committed=buffer, n_tokens=n_tokens)
+
+    def state(self, seq_id: int) -> StateBuffer | None:
+        """The committed state of a sequence, for saving it."""
+        sequence = self._sequences.get(seq_id)
+        return sequence.committed if sequence else None
+
+    def seq_keep(self, seq_id: int) -> None:
+        self.require_idle()
+        for other in [other for other in self._sequences if other != seq_id]:
+            self._forget(other)
+
+    def can_seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
+        """States know no positions of single tokens, so only what changes nothing works."""
+        start, stop = _clamp(p0, p1, self._end(seq_id))
+        return start >= stop or delta == 0
+
+    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
+        self.require_idle()
+        return self.can_seq_add(seq_id, p0, p1, delta)
+
+    def seq_pos_min(self, seq_id: int) -> int:
+        return 0 if self._end(seq_id) else -1
+
+    def seq_pos_max(self, seq_id: int) -> int:
+        return self._end(seq_id) - 1
+
+    def seq_ids(self) -> list[int]:
+        return sorted(seq_id for seq_id, sequence in self._sequences.items() if sequence.end)
+
+    def checkpoint(self, seq_id: int) -> bool:
+        self.require_idle()
+        sequence = self._sequences.get(seq_id)
+        if sequence is None or sequence.committed is None or sequence.n_tokens in sequence.checkpoints:
+            return True
+        if not self.options.max_checkpoints:
+            return False
+        if len(sequence.checkpoints) >= self.options.max_checkpoints:
+            buffer = sequence.checkpoints.pop(min(sequence.checkpoints))
+        else:
+            try:
+                buffer = self._take(zeroed=False)
+            except CacheFull:
+                return False
+        buffer.block.data.copy_(sequence.committed.block.data)
+        sequence.checkpoints[sequence.n_tokens] = buffer
+        return True
+
+    def truncation_points(self, seq_id: int, p_max: int) -> int:
+        sequence = self._sequences.get(seq_id)
+        if sequence is None:
+            return 0
+        points = [point for point in (*sequence.checkpoints, sequence.n_tokens) if point <= p_max]
+        return max(points, default=0)
+
+    def clear(self) -> None:
+        self._in_call = None
+        for seq_id in list(self._sequences):
+            self._forget(seq_id)
+        self._free_spare()
+
+    # Capacities
+
+    def resize(self, n_cells: int, seq_id: int | None = None) -> None:
+        """States have one size; only the bounds of the request are checked. InvalidRequest."""
+        if not 1 <= n_cells <= self.n_ctx:
+            raise InvalidRequest(f"n_cells must be in 1..{self.n_ctx} (n_ctx), got {n_cells}")
+
+    def shrink_to_fit(self, seq_id: int | None = None) -> int:
+        """Gives back spare buffers; checkpoints stay."""
+        self.require_idle()
+        return self._free_spare()
+
+    def stats(self) -> MemoryStats:
+        sequences = tuple(self._sequence_stats(seq_id) for seq_id in sorted(self._sequences))
+        committed = self.committed_bytes
+        return MemoryStats(
+            capacity_cells=0,
+            used_cells=0,
+            committed_bytes=committed,
+            reserved_bytes=committed,
+            peak_committed_bytes=self.budget.peak_bytes,
+            compute_bytes=self.budget.compute_bytes,
+            budget_bytes=self.budget.limit_bytes,
+            n_resizes=0,
+            resize_seconds=0.0,
+            sequences=sequences,
+        )
+
+    @property
+    def committed_bytes(self) -> int:
+        """Of all states, checkpoints and spare buffers."""
+        n_buffers = len(self._spare) + sum(len(sequence.buffers()) for sequence in self._sequences.values())
+        return n_buffers * self.buffer_bytes
+
+    def check(self) -> None:
+        self.check_parts()
+        assert self.budget.kv_bytes == self.committed_bytes, "the budget disagrees with the buffers"
+
+    def check_parts(self) -> None:
+        """Every invariant but the budget's, which others may share."""
+        buffers = [*self._spare, *(buffer for each in self._sequences.values() for buffer in each.buffers())]
+        assert len({id(buffer) for buffer in buffers}) == len(buffers), "a buffer has two owners"
+        assert all(buffer.block.committed == self.buffer_bytes for buffer in buffers)
+        for seq_id, sequence in self._sequences.items():
+            assert sequence.end <= self.n_ctx
+            assert len(sequence.checkpoints) <= self.options.max_checkpoints
+            assert all(0 < point <= sequence.n_tokens for point in sequence.checkpoints)
+            in_call = self._in_call is not None and seq_id in self._in_call
+            assert (sequence.working is not None) == in_call, f"sequence {seq_id} has a buffer too many or too few"
+            assert in_call or sequence.committed is not None, f"sequence {seq_id} has no state"
+
+    def close(self) -> None:
+        self.clear()
+
+    def _sequence_stats(self, seq_id: int) -> SequenceStats:
+        n_bytes = len(self._sequences[seq_id].buffers()) * self.buffer_bytes
+        return SequenceStats(seq_id, 0, 0, n_bytes, n_bytes)
+
+    def _end(self, seq_id: int) -> int:
+        sequence = self._sequences.get(seq_id)
+        return sequence.end if sequence else 0
+
+    def _state_at(self, sequence: _Sequence, n_tokens: int) -> StateBuffer | None:
+        return sequence.committed if n_tokens == sequence.n_tokens else sequence.checkpoints.get(n_tokens)
+
+    def _go_back(self, sequence: _Sequence, n_tokens: int) -> None:
+        assert sequence.committed is not None
+        sequence.committed.block.data.copy_(sequence.checkpoints[n_tokens].block.data)
+        sequence.n_tokens = n_tokens
+        for point in [point for point in sequence.checkpoints if point > n_tokens]:
+            self._free(sequence.checkpoints.pop(point))
+
+    def _take(self, *, zeroed: bool) -> StateBuffer:
+        if self._spare:
+            buffer = self._spare.pop()
+            if zeroed:
+                buffer.block.data.zero_()
+            return buffer
+        self.budget.charge(self.buffer_bytes)
+        try:
+            block = allocate_block(self._block_bytes, self._device)
+        except BaseException as error:
+            self.budget.release(self.buffer_bytes)
+            if isinstance(error, MemoryError):
+                left = self.budget.left()
+                raise CacheFull("machine", asked=self.buffer_bytes, left=left, limit=None) from error
+            raise
+        self._generation += 1
+        return StateBuffer(self.layers, block)
+
+    def _free(self, buffer: StateBuffer) -> None:
+        buffer.block.close()
+        self.budget.release(self.buffer_bytes)
+        self._generation += 1
+
+    def _free_spare(self) -> int:
+        n_bytes = len(self._spare) * self.buffer_bytes
+        while self._spare:
+            self._free(self._spare.pop())
+        return n_bytes
+
+    def _forget(self, seq_id: int) -> None:
+        sequence = self._sequences.pop(seq_id, None)
+        for buffer in sequence.buffers() if sequence else []:
+            self._free(buffer)
+
+
+def _clamp(p0: int, p1: int, end: int) -> tuple[int, int]:
+    return max(p0, 0), end if p1 < 0 else min(p1, end)

@@ -1,0 +1,134 @@
+"""The attention memory of one sequence: bookkeeping (``StreamCells``) and bytes (``Storage``) together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from elastikv.memory.base import Cells, KVLayer, SequenceStats
+from elastikv.memory.cell_types import load_rows, store_rows
+from elastikv.memory.cells import StreamCells
+from elastikv.memory.options import RotateK
+from elastikv.memory.storage import Storage
+
+# Rows that are moved or rotated at once: bounds the memory that a context shift needs.
+_CHUNK = 1024
+
+# Windows give back pages this many rows at a time, not one by one.
+_WINDOW_STEP = 256
+
+
+class Stream:
+    """Cells ``[0, used)`` hold consecutive positions in every layer.
+
+    Layers with a window may have given their first rows back; then only positions whose windows
+    are still whole can become the end.
+    """
+
+    def __init__(self, layers: Sequence[KVLayer], storage: Storage) -> None:
+        self.cells = StreamCells()
+        self.storage = storage
+        self._layers = tuple(layers)
+        self._windows = [(index, layer.window) for index, layer in enumerate(layers) if layer.window]
+
+    def planes(self, layer: int) -> dict[str, torch.Tensor]:
+        """Tensors by plane name, whole capacity."""
+        names = (plane.name for plane in self.storage.layers[layer])
+        return dict(zip(names, self.storage.tensors(layer), strict=True))
+
+    def view(self, layer: int) -> Cells:
+        planes = self.planes(layer)
+        return Cells(planes["k"], planes["v"], planes.get("k_scale"), planes.get("v_scale"), self.cells.first)
+
+    def set_capacity(self, capacity: int) -> None:
+        """The only way in which a capacity changes. Growing may raise CacheFull: all is as before."""
+        if capacity > self.storage.capacity:
+            self.storage.grow(capacity, self.cells.used)
+        elif capacity < self.storage.capacity:
+            self.storage.shrink(capacity, self.cells.used)
+        self.cells.capacity = self.storage.capacity
+
+    def can_end_at(self, row: int) -> bool:
+        """Whether the cells from ``row`` on can go and the sequence can still be continued there."""
+        return all(self.storage.released(layer) <= max(row - window + 1, 0) for layer, window in self._windows)
+
+    def can_remove(self, r0: int, r1: int) -> bool:
+        """Whether ``remove`` would work; rows can move only where no layer has given any back."""
+        if r1 == self.cells.used:
+            return self.can_end_at(r0)
+        return not self._has_released()
+
+    def can_rotate(self, rotate: RotateK | None) -> bool:
+        return rotate is not None and not self._has_released()
+
+    def remove(self, r0: int, r1: int, rotate: RotateK | None) -> None:
+        """Every removal of cells goes through here: tail, front and middle.
+
+        In the middle, cells behind move down and are rotated to their new positions by ``rotate``.
+        """
+        n_behind = self.cells.used - r1
+        if n_behind and r0 < r1:
+            for layer in range(len(self._layers)):
+                if r0 and rotate:
+                    self._rotate(layer, r1, self.cells.used, r0 - r1, rotate)
+                for tensor in self.storage.tensors(layer):
+                    _move_down(tensor, r1, r0, n_behind)
+        self.cells.remove(r0, r1)
+
+    def shift(self, delta: int, rotate: RotateK) -> None:
+        """Move all positions by ``delta``."""
+        for layer in range(len(self._layers)):
+            self._rotate(layer, 0, self.cells.used, delta, rotate)
+        self.cells.shift(delta)
+
+    def copy_into(self, other: Stream, r0: int, r1: int) -> None:
+        """Make ``other``, an empty stream of enough capacity, hold cells ``[r0, r1)`` of this one."""
+        for layer in range(len(self._layers)):
+            start = max(self.storage.released(layer), r0)
+            for source, target in zip(self.storage.tensors(layer), other.storage.tensors(layer), strict=True):
+                target[start - r0 : r1 - r0].copy_(source[start:r1])
+            other.storage.release_front(layer, start - r0)
+        other.cells.first = self.cells.first + r0
+        other.cells.append(r1 - r0)
+
+    def release_windows(self) -> None:
+        """Give back the pages that no later token can see."""
+        for layer, window in self._windows:
+            n_rows = self.cells.used - window + 1
+            if n_rows - self.storage.released(layer) >= _WINDOW_STEP:
+                self.storage.release_front(layer, n_rows)
+
+    def stats(self, seq_id: int) -> SequenceStats:
+        return SequenceStats(
+            seq_id=seq_id,
+            used_cells=self.cells.used,
+            capacity_cells=self.cells.capacity,
+            committed_bytes=self.storage.committed_bytes,
+            reserved_bytes=self.storage.reserved_bytes,
+        )
+
+    def check(self) -> None:
+        self.cells.check()
+        self.storage.check()
+        assert self.cells.capacity == self.storage.capacity, "bookkeeping and storage disagree about the capacity"
+        for layer, window in self._windows:
+            assert self.storage.released(layer) <= max(self.cells.used - window + 1, 0), "a needed row was given back"
+
+    def _has_released(self) -> bool:
+        return any(self.storage.released(layer) for layer, _ in self._windows)
+
+    def _rotate(self, layer: int, r0: int, r1: int, delta: int, rotate: RotateK) -> None:
+        planes = self.planes(layer)
+        k, scale = planes["k"], planes.get("k_scale")
+        for start in range(r0, r1, _CHUNK):
+            rows = slice(start, min(start + _CHUNK, r1))
+            row_scale = None if scale is None else scale[rows]
+            store_rows(rotate(layer, load_rows(k[rows], row_scale), delta), k[rows], row_scale)
+
+
+def _move_down(tensor: torch.Tensor, source: int, target: int, n_rows: int) -> None:
+    """Overlapping rows move in order and by way of a copy, so none is overwritten before it was read."""
+    for start in range(0, n_rows, _CHUNK):
+        n = min(_CHUNK, n_rows - start)
+        tensor[target + start : target + start + n] = tensor[source + start : source + start + n].clone()
