@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Final
 
 import torch
 
@@ -25,7 +25,7 @@ from elastikv.memory.storage.planes import LayerPlanes, rows_per_page
 class CopyStorage:
     """Rows in blocks that are replaced when they are too small. See ``Storage`` for the contract."""
 
-    name: Literal["auto", "mmap", "copy"] = "copy"
+    name: Final = "copy"
     default_growth = "double:1GiB"
 
     def __init__(
@@ -46,6 +46,7 @@ class CopyStorage:
         self._allocate = allocate
         self._released = [0] * len(self.layers)
         self._blocks: list[list[Block]] = [[] for _ in self.layers]
+        self._block_rows = [0] * len(self.layers)
 
     @property
     def committed_bytes(self) -> int:
@@ -58,8 +59,13 @@ class CopyStorage:
     def tensors(self, layer: int) -> tuple[torch.Tensor, ...]:
         planes, blocks = self.layers[layer], self._blocks[layer]
         if not blocks:
-            return tuple(torch.empty(0, *plane.shape, dtype=plane.dtype, device=self._device) for plane in planes)
-        return tuple(plane.view(block.data, self.capacity) for plane, block in zip(planes, blocks, strict=True))
+            nothing = torch.empty(0, dtype=torch.uint8, device=self._device)
+            return tuple(plane.view(nothing, 0) for plane in planes)
+        n_rows = self._block_rows[layer]
+        return tuple(
+            plane.view(block.data, self.capacity, n_rows * plane.row_bytes)
+            for plane, block in zip(planes, blocks, strict=True)
+        )
 
     def released(self, layer: int) -> int:
         return self._released[layer]
@@ -106,7 +112,7 @@ class CopyStorage:
             return 0
         before = self._layer_bytes(layer)
         for plane, block in zip(self.layers[layer], self._blocks[layer], strict=True):
-            if not block.give_back(0, n_rows * plane.row_bytes):
+            if plane.bands or not block.give_back(0, n_rows * plane.row_bytes):
                 return 0  # this device keeps what it has
         self._released[layer] = n_rows
         n_bytes = before - self._layer_bytes(layer)
@@ -127,7 +133,9 @@ class CopyStorage:
         for planes, blocks in zip(self.layers, self._blocks, strict=True):
             assert len(blocks) == (len(planes) if self.capacity else 0), "a layer lacks blocks"
             for plane, block in zip(planes, blocks, strict=True):
-                assert len(block.data) >= self.capacity * plane.row_bytes, "a block is smaller than the capacity"
+                assert len(block.data) >= plane.n_bands * self.capacity * plane.row_bytes, (
+                    "a block is smaller than the capacity"
+                )
 
     def _replace(self, layer: int, capacity: int, n_keep: int) -> None:
         """Swap a layer's blocks for larger ones with the same first ``n_keep`` rows."""
@@ -135,16 +143,18 @@ class CopyStorage:
         new: list[Block] = []
         try:
             for plane in self.layers[layer]:
-                n_bytes, unused = capacity * plane.row_bytes, released * plane.row_bytes
+                n_bytes, unused = plane.n_bands * capacity * plane.row_bytes, released * plane.row_bytes
                 new.append(self._allocate(n_bytes, self._device, unused))
             for plane, source, target in zip(self.layers[layer], self._blocks[layer], new, strict=False):
-                rows = slice(released * plane.row_bytes, n_keep * plane.row_bytes)
-                target.data[rows].copy_(source.data[rows])
+                kept = (slice(None),) * plane.row_dim + (slice(released, n_keep),)
+                old_rows = plane.view(source.data, n_keep, self._block_rows[layer] * plane.row_bytes)
+                plane.view(target.data, n_keep, capacity * plane.row_bytes)[kept].copy_(old_rows[kept])
         except BaseException:
             for block in new:
                 block.close()
             raise
         old, self._blocks[layer] = self._blocks[layer], new
+        self._block_rows[layer] = capacity
         for block in old:
             block.close()
 
@@ -167,7 +177,7 @@ class CopyStorage:
             self._blocks[layer] = []
             return
         in_place = [
-            block.give_back(capacity * plane.row_bytes, len(block.data))
+            plane.bands is None and block.give_back(capacity * plane.row_bytes, len(block.data))
             for plane, block in zip(self.layers[layer], self._blocks[layer], strict=True)
         ]
         if all(in_place):
@@ -186,6 +196,6 @@ class CopyStorage:
     def _new_bytes(self, layer: int, capacity: int) -> int:
         released = self._released[layer]
         return sum(
-            committed_size(capacity * plane.row_bytes, self._device, released * plane.row_bytes)
+            committed_size(plane.n_bands * capacity * plane.row_bytes, self._device, released * plane.row_bytes)
             for plane in self.layers[layer]
         )

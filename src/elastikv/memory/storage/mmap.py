@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final
 
 import torch
 
@@ -15,7 +16,7 @@ from elastikv.memory.storage.planes import LayerPlanes, Plane, rows_per_page
 
 
 class _Extent:
-    """One plane's part of the region; bytes ``[start, stop)`` of the region are committed.
+    """One plane's (or band's) part of the region; bytes ``[start, stop)`` of the region are committed.
 
     offset         start            stop                 offset + reserved
     | given back   | committed      | not yet            |
@@ -39,7 +40,7 @@ class MmapStorage:
     Committed bytes are whole pages per plane. Raises MemoryError where the address space cannot be had.
     """
 
-    name: Literal["auto", "mmap", "copy"] = "mmap"
+    name: Final = "mmap"
     default_growth = "step:256"
 
     def __init__(self, layers: Sequence[LayerPlanes], limit: int, budget: Budget) -> None:
@@ -55,10 +56,13 @@ class MmapStorage:
         for layer in self.layers:
             extents = []
             for plane in layer:
-                extents.append(_Extent(plane, offset))
-                offset += _reservation(plane, limit)
+                for _ in range(plane.n_bands):
+                    extents.append(_Extent(plane, offset))
+                    offset += _reservation(plane, limit)
             self._extents.append(extents)
-        self._region = pages.Region(offset, guarded=True)
+        # Every guard splits a mapping, and a process may have only 65530 of them: too few for many bands.
+        banded = any(plane.bands for layer in self.layers for plane in layer)
+        self._region = pages.Region(offset, guarded=not banded)
 
     @property
     def committed_bytes(self) -> int:
@@ -69,9 +73,12 @@ class MmapStorage:
         return self._region.n_bytes
 
     def tensors(self, layer: int) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            extent.plane.view(self._region.data[extent.offset :], self.capacity) for extent in self._extents[layer]
-        )
+        tensors, extents = [], iter(self._extents[layer])
+        for plane in self.layers[layer]:
+            first, *_ = itertools.islice(extents, plane.n_bands)
+            data = self._region.data[first.offset :]
+            tensors.append(plane.view(data, self.capacity, _reservation(plane, self.limit)))
+        return tuple(tensors)
 
     def released(self, layer: int) -> int:
         return self._released[layer]
@@ -153,6 +160,6 @@ class MmapStorage:
 
 
 def _reservation(plane: Plane, limit: int) -> int:
-    """Large planes start where a huge page may."""
+    """Bytes for a plane or a band. Large ones start where a huge page may."""
     n_bytes = limit * plane.row_bytes
     return round_up(n_bytes, pages.HUGE_PAGE if n_bytes >= pages.HUGE_PAGE else pages.PAGE)

@@ -11,19 +11,44 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One tensor of a layer: ``[rows, *shape]``, rows contiguous. A row is one cell's part of it."""
+    """One tensor of a layer: ``[rows, *shape]``, rows contiguous. A row is one cell's part of it.
+
+    With ``bands`` the tensor is ``[bands, rows, *shape]`` and every band grows at its own end:
+
+        band 0  row row row ......    band 1  row row row ......
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    bands: int | None = None
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of a row (of one band of it)."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def view(self, data: torch.Tensor, n_rows: int) -> torch.Tensor:
-        """The first ``n_rows`` rows of a uint8 tensor that starts with this plane."""
-        return data[: n_rows * self.row_bytes].view(self.dtype).view(n_rows, *self.shape)
+    @property
+    def n_bands(self) -> int:
+        return 1 if self.bands is None else self.bands
+
+    @property
+    def row_dim(self) -> int:
+        """Which dimension of the tensor counts rows."""
+        return 0 if self.bands is None else 1
+
+    def view(self, data: torch.Tensor, n_rows: int, band_bytes: int | None = None) -> torch.Tensor:
+        """The first ``n_rows`` rows of a uint8 tensor that starts with this plane.
+
+        ``band_bytes``: from the start of one band to the next; None: they touch.
+        """
+        band_bytes = n_rows * self.row_bytes if band_bytes is None else band_bytes
+        n_bytes = (self.n_bands - 1) * band_bytes + n_rows * self.row_bytes
+        n_values = math.prod(self.shape)
+        strides = (band_bytes // self.dtype.itemsize, n_values, 1)
+        rows = data[:n_bytes].view(self.dtype).as_strided((self.n_bands, n_rows, n_values), strides)
+        rows = rows.unflatten(2, self.shape)
+        return rows[0] if self.bands is None else rows
 
 
 LayerPlanes = tuple[Plane, ...]
@@ -31,7 +56,7 @@ LayerPlanes = tuple[Plane, ...]
 
 def bytes_per_row(layers: Sequence[LayerPlanes]) -> int:
     """Bytes of one cell in all layers."""
-    return sum(plane.row_bytes for layer in layers for plane in layer)
+    return sum(plane.n_bands * plane.row_bytes for layer in layers for plane in layer)
 
 
 def rows_per_page(layers: Sequence[LayerPlanes], page_bytes: int) -> int:
