@@ -1,0 +1,154 @@
+"""How values lie in memory (f32, f16, bf16, q8_0), as tags that a kernel is compiled for.
+
+A kernel takes a tag as an argument; ``load`` and ``store`` then mean that layout's own instructions:
+
+    values = load(layout, row, scales, 32)      # values 32..47 of the row at address `row`
+
+``scales`` is the address of a q8_0 row's float16 scales, one per 32 values; the others ignore it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numba import types
+from numba.core.imputils import lower_constant
+from numba.extending import NativeValue, models, overload, register_model, unbox
+
+from elastikv.kernels.cpu import vector
+from elastikv.kernels.cpu.vector import load_half
+from elastikv.kernels.cpu.vector_math import splat
+
+BLOCK = 32
+"""Values that share a scale in q8_0."""
+
+
+class LayoutType(types.Type):
+    """numba's type of a layout tag: one type per layout, so that kernels specialise on it."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        super().__init__(name=f"layout({label})")
+
+
+class Layout:
+    """A layout tag, as Python passes it to a kernel."""
+
+    def __init__(self, label: str, value_bytes: int, has_scales: bool = False) -> None:
+        self.label = label
+        self.value_bytes = value_bytes
+        self.has_scales = has_scales
+        self._numba_type_ = LayoutType(label)
+
+    def __repr__(self) -> str:
+        return f"Layout({self.label})"
+
+
+F32 = Layout("f32", 4)
+F16 = Layout("f16", 2)
+BF16 = Layout("bf16", 2)
+Q8_0 = Layout("q8_0", 1, has_scales=True)
+
+OF_DTYPE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16, torch.int8: Q8_0}
+
+
+@register_model(LayoutType)
+class _LayoutModel(models.OpaqueModel):
+    """A tag carries no value."""
+
+
+@lower_constant(LayoutType)
+def _lower_layout(context: Any, builder: Any, typ: LayoutType, value: Layout) -> Any:
+    return context.get_dummy_value()
+
+
+@unbox(LayoutType)
+def _unbox_layout(typ: LayoutType, obj: Any, c: Any) -> NativeValue:
+    return NativeValue(c.context.get_dummy_value())
+
+
+def row_bytes(layout: Any, width: int) -> int:
+    """Bytes of ``width`` values, without scales."""
+    raise NotImplementedError
+
+
+def scale_bytes(layout: Any, width: int) -> int:
+    """Bytes of the scales of ``width`` values; 0 if the layout has none."""
+    raise NotImplementedError
+
+
+def load(layout: Any, row: int, scales: int, start: int) -> vector.Vector:
+    """Values ``start .. start + 15`` of a row, widened to float32; ``start`` is a multiple of 16."""
+    raise NotImplementedError
+
+
+def load_part(layout: Any, row: int, scales: int, start: int, count: int) -> vector.Vector:
+    """The same for the last ``count < 16`` values; nothing behind them is read, the other lanes are 0."""
+    raise NotImplementedError
+
+
+_PLAIN = {
+    "f32": (vector.load_f32, vector.load_f32_part, 4),
+    "f16": (vector.load_f16, vector.load_f16_part, 2),
+    "bf16": (vector.load_bf16, vector.load_bf16_part, 2),
+}
+
+
+@overload(row_bytes, inline="always")
+def _row_bytes(layout: Any, width: Any) -> Any:
+    size = {"q8_0": 1}.get(layout.label) or _PLAIN[layout.label][2]
+
+    def implementation(layout: Any, width: Any) -> Any:
+        return width * size
+
+    return implementation
+
+
+@overload(scale_bytes, inline="always")
+def _scale_bytes(layout: Any, width: Any) -> Any:
+    if layout.label == "q8_0":
+
+        def of_blocks(layout: Any, width: Any) -> Any:
+            return (width + BLOCK - 1) // BLOCK * 2
+
+        return of_blocks
+
+    def none(layout: Any, width: Any) -> Any:
+        return 0
+
+    return none
+
+
+@overload(load)
+def _load(layout: Any, row: Any, scales: Any, start: Any) -> Any:
+    if layout.label == "q8_0":
+        load_i8 = vector.load_i8
+
+        def scaled(layout: Any, row: Any, scales: Any, start: Any) -> Any:
+            return load_i8(row + start) * splat(load_half(scales + start // BLOCK * 2))
+
+        return scaled
+    load_plain, _, size = _PLAIN[layout.label]
+
+    def plain(layout: Any, row: Any, scales: Any, start: Any) -> Any:
+        return load_plain(row + start * size)
+
+    return plain
+
+
+@overload(load_part)
+def _load_part(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
+    if layout.label == "q8_0":
+        load_i8_part = vector.load_i8_part
+
+        def scaled(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
+            return load_i8_part(row + start, count) * splat(load_half(scales + start // BLOCK * 2))
+
+        return scaled
+    _, load_plain_part, size = _PLAIN[layout.label]
+
+    def plain(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
+        return load_plain_part(row + start * size, count)
+
+    return plain
