@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,16 +10,13 @@ from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.base import Cells, KVLayer, MemoryStats
 from elastikv.memory.budget import Budget
-from elastikv.memory.cell_types import cell_planes
 from elastikv.memory.cells import StreamCells
-from elastikv.memory.growth import parse_growth
-from elastikv.memory.options import MemoryOptions, ResizeEvent
-from elastikv.memory.resizing import change_capacities
-from elastikv.memory.storage import StorageKind, bytes_per_row, open_storage
+from elastikv.memory.options import MemoryOptions
 from elastikv.memory.stream import Stream
+from elastikv.memory.streams import Streams
 
 # Distinct (layer, sequences) combinations remembered between resizes.
-_MAX_CACHED = 1 << 14
+_MAX_REMEMBERED = 1 << 14
 
 
 class KVCache:
@@ -31,16 +27,10 @@ class KVCache:
         self.options = options
         self.budget = budget
         self.n_ctx = options.n_ctx
-        self.bytes_per_cell = 0
-        self._planes = [cell_planes(layer, options.k_type, options.v_type) for layer in self.layers]
-        self.bytes_per_cell = bytes_per_row(self._planes)
-        self._storage: StorageKind = options.storage
-        self._growth = parse_growth(options.growth) if options.growth else None
-        self._streams: dict[int, Stream] = {}
+        self._streams = Streams(self.layers, options, budget)
+        self.bytes_per_cell = self._streams.bytes_per_cell
         self._before_call: dict[int, StreamCells | None] | None = None
-        self._generation = 0
-        self._n_resizes = 0
-        self._resize_seconds = 0.0
+        self._remembered = -1  # the generation that the two tables below are of
         self._cells: dict[tuple[int, int], Cells] = {}
         self._addresses: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
 
@@ -48,14 +38,15 @@ class KVCache:
 
     @property
     def generation(self) -> int:
-        return self._generation
+        return self._streams.generation
 
     @property
     def max_capacity(self) -> int:
-        return max((stream.cells.capacity for stream in self._streams.values()), default=0)
+        return max((self._streams[seq_id].cells.capacity for seq_id in self._streams.ids()), default=0)
 
     def cells(self, layer: int, seq_id: int) -> Cells:
         """One layer of a sequence's cells; valid until ``generation`` changes."""
+        self._forget_stale()
         cells = self._cells.get((layer, seq_id))
         if cells is None:
             cells = self._cells[layer, seq_id] = self._streams[seq_id].view(layer)
@@ -66,9 +57,10 @@ class KVCache:
 
         Valid until ``generation`` changes; not to be written to.
         """
+        self._forget_stale()
         table = self._addresses.get((layer, seq_ids))
         if table is None:
-            if len(self._addresses) >= _MAX_CACHED:
+            if len(self._addresses) >= _MAX_REMEMBERED:
                 self._addresses.clear()
             rows = [_address_row(self.cells(layer, seq_id)) for seq_id in seq_ids]
             table = self._addresses[layer, seq_ids] = np.array(rows, dtype=np.int64).reshape(-1, 5)
@@ -76,14 +68,14 @@ class KVCache:
 
     def n_cells(self, seq_id: int) -> int:
         """Cells in use."""
-        return self._cells_of(seq_id).used
+        return self._streams.cells(seq_id).used
 
     # A decode call
 
     def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
         self.require_idle()
-        before = {entry.seq_id: self._copy_cells(entry.seq_id) for entry in batch.entries}
-        next_pos = {entry.seq_id: self._cells_of(entry.seq_id).end for entry in batch.entries}
+        before = {entry.seq_id: self._copy_of(entry.seq_id) for entry in batch.entries}
+        next_pos = {entry.seq_id: self._streams.cells(entry.seq_id).end for entry in batch.entries}
         ubatches = split(batch, next_pos, n_ubatch)
         needed = self.prepare(ubatches)
         if needed:
@@ -103,7 +95,7 @@ class KVCache:
         simulated: dict[int, StreamCells] = {}
         for ubatch in ubatches:
             for span in ubatch.spans:
-                cells = simulated.setdefault(span.seq_id, self._cells_of(span.seq_id).copy())
+                cells = simulated.setdefault(span.seq_id, self._streams.cells(span.seq_id).copy())
                 cells.append(span.n_tokens)
         return {seq_id: cells.used for seq_id, cells in simulated.items() if cells.used > cells.capacity}
 
@@ -115,12 +107,12 @@ class KVCache:
         """
         for seq_id, n_needed in needed.items():
             if n_needed > self.n_ctx:
-                used = self._cells_of(seq_id).used
+                used = self.n_cells(seq_id)
                 return CacheFull("n_ctx", asked=n_needed - used, left=self.n_ctx - used, limit=self.n_ctx)
         refusal = None
-        for as_needed in (False, True) if self.options.dynamic else (False,):
+        for as_needed in (False, True):
             try:
-                self._change_capacities(needed, as_needed=as_needed)
+                self._streams.ensure(needed, as_needed=as_needed)
                 return None
             except CacheFull as error:
                 refusal = error
@@ -144,12 +136,11 @@ class KVCache:
         touched, self._before_call = self._before_call or {}, None
         for seq_id, before in touched.items():
             if before is None:
-                self._close_stream(seq_id)
+                self._streams.close(seq_id)
                 continue
             stream = self._streams[seq_id]
             stream.remove(before.used, stream.cells.used, None)
-            stream.set_capacity(before.capacity)
-        self._changed()
+            self._streams.set_capacity(seq_id, before.capacity)
 
     def require_idle(self) -> None:
         """RuntimeError inside a decode call."""
@@ -167,7 +158,7 @@ class KVCache:
         if r0 == r1 or r1 - r0 == stream.cells.used:
             return True
         is_middle = r0 > 0 and r1 < stream.cells.used
-        return stream.can_remove(r0, r1) and (not is_middle or stream.can_rotate(self.options.rotate))
+        return stream.can_remove(r0, r1) and (not is_middle or self.options.rotate is not None)
 
     def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
         """The tail is cut off; the front goes and the rest keep their positions; in the middle the
@@ -180,10 +171,10 @@ class KVCache:
             return True
         r0, r1 = stream.cells.rows(p0, p1)
         if r1 - r0 == stream.cells.used:
-            self._close_stream(seq_id)
+            self._streams.close(seq_id)
         elif r0 < r1:
             stream.remove(r0, r1, self.options.rotate)
-        self._changed()
+            self._streams.touch()
         return True
 
     def can_seq_cp(self, src: int, p0: int, p1: int) -> bool:
@@ -196,38 +187,33 @@ class KVCache:
         if not self.can_seq_cp(src, p0, p1):
             return False
         if src == dst:
-            return self._cells_of(src).rows(p0, p1) == (0, self._cells_of(src).used)
+            cells = self._streams.cells(src)
+            return cells.rows(p0, p1) == (0, cells.used)
         self.attach(dst, self.copy_stream(src, p0, p1))
         return True
 
     def copy_stream(self, src: int, p0: int, p1: int) -> Stream | None:
         """A stream of its own with a range of ``src``; None if there is nothing to copy. CacheFull."""
         source = self._streams.get(src)
-        r0, r1 = source.cells.rows(p0, p1) if source else (0, 0)
-        if source is None or r0 == r1:
+        if source is None:
+            return None
+        r0, r1 = source.cells.rows(p0, p1)
+        if r0 == r1:
             return None
         stream = self.new_stream(r1 - r0)
         source.copy_into(stream, r0, r1)
         return stream
 
     def new_stream(self, n_cells: int) -> Stream:
-        """A stream of no sequence yet, with room for ``n_cells``. CacheFull: nothing was changed."""
-        if n_cells > self.n_ctx:
-            raise CacheFull("n_ctx", asked=n_cells, left=self.n_ctx, limit=self.n_ctx)
-        stream = self._open_stream()
-        try:
-            change_capacities([(stream, n_cells if self.options.dynamic else self.n_ctx)], self.budget)
-        except BaseException:
-            stream.storage.close()
-            raise
-        return stream
+        """A stream of no sequence yet, with room for ``n_cells``. CacheFull: nothing has changed."""
+        return self._streams.open(n_cells)
 
     def attach(self, seq_id: int, stream: Stream | None) -> None:
         """Make ``stream`` the memory of a sequence, in place of what it had. Cannot fail."""
-        self._close_stream(seq_id)
-        if stream is not None:
-            self._streams[seq_id] = stream
-        self._changed()
+        if stream is None:
+            self._streams.close(seq_id)
+        else:
+            self._streams.attach(seq_id, stream)
 
     def stream(self, seq_id: int) -> Stream | None:
         """The stream of a sequence, for saving it."""
@@ -235,34 +221,36 @@ class KVCache:
 
     def seq_keep(self, seq_id: int) -> None:
         self.require_idle()
-        for other in [other for other in self._streams if other != seq_id]:
-            self._close_stream(other)
-        self._changed()
+        for other in self._streams.ids():
+            if other != seq_id:
+                self._streams.close(other)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
         """Only a whole sequence can be shifted: positions of a stream have no gaps."""
         self.require_idle()
         stream = self._streams.get(seq_id)
-        r0, r1 = stream.cells.rows(p0, p1) if stream else (0, 0)
-        if stream is None or r0 == r1 or delta == 0:
+        if stream is None or delta == 0:
+            return True
+        r0, r1 = stream.cells.rows(p0, p1)
+        if r0 == r1:
             return True
         is_whole = r1 - r0 == stream.cells.used and stream.cells.first + delta >= 0
-        if not is_whole or self.options.rotate is None or not stream.can_rotate(self.options.rotate):
+        if not is_whole or self.options.rotate is None or not stream.can_shift():
             return False
         stream.shift(delta, self.options.rotate)
-        self._changed()
+        self._streams.touch()
         return True
 
     def seq_pos_min(self, seq_id: int) -> int:
-        cells = self._cells_of(seq_id)
+        cells = self._streams.cells(seq_id)
         return cells.first if cells.used else -1
 
     def seq_pos_max(self, seq_id: int) -> int:
-        cells = self._cells_of(seq_id)
+        cells = self._streams.cells(seq_id)
         return cells.end - 1 if cells.used else -1
 
     def seq_ids(self) -> list[int]:
-        return sorted(seq_id for seq_id, stream in self._streams.items() if stream.cells.used)
+        return [seq_id for seq_id in self._streams.ids() if self.n_cells(seq_id)]
 
     def checkpoint(self, seq_id: int) -> bool:
         return True
@@ -276,9 +264,8 @@ class KVCache:
 
     def clear(self) -> None:
         self._before_call = None
-        for seq_id in list(self._streams):
-            self._close_stream(seq_id)
-        self._changed()
+        for seq_id in self._streams.ids():
+            self._streams.close(seq_id)
 
     # Capacities
 
@@ -288,29 +275,33 @@ class KVCache:
         InvalidRequest below what is used or above n_ctx; CacheFull if there is no room.
         """
         self.require_idle()
-        seq_ids = list(self._streams) if seq_id is None else [seq_id]
+        seq_ids = self._streams.ids() if seq_id is None else [seq_id]
         for each in seq_ids:
-            used = self._cells_of(each).used
-            if n_cells < max(used, 1):
+            used = self.n_cells(each)
+            if n_cells < used:
                 raise InvalidRequest(f"sequence {each} uses {used} cells; it cannot be resized to {n_cells}")
-        if n_cells > self.n_ctx:
-            raise InvalidRequest(f"{n_cells} cells are more than n_ctx = {self.n_ctx}; raise -c")
-        self._change_capacities(dict.fromkeys(seq_ids, n_cells), as_needed=True)
+        if not 1 <= n_cells <= self.n_ctx:
+            raise InvalidRequest(f"n_cells must be in 1..{self.n_ctx} (n_ctx), got {n_cells}")
+        self._streams.ensure(dict.fromkeys(seq_ids, n_cells), as_needed=True)
 
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
         self.require_idle()
         before = self.committed_bytes
-        for each in list(self._streams) if seq_id is None else [seq_id]:
-            used = self._cells_of(each).used
-            if not used:
-                self._close_stream(each)
-            elif self.options.dynamic:
-                self._change_capacities({each: used}, as_needed=True)
-        self._changed()
+        for each in self._streams.ids() if seq_id is None else [seq_id]:
+            used = self.n_cells(each)
+            if used:
+                self._streams.ensure({each: used}, as_needed=True)
+            else:
+                self._streams.close(each)
         return before - self.committed_bytes
 
+    @property
+    def committed_bytes(self) -> int:
+        """Of all streams."""
+        return self._streams.committed_bytes
+
     def stats(self) -> MemoryStats:
-        sequences = tuple(stream.stats(seq_id) for seq_id, stream in sorted(self._streams.items()))
+        sequences = tuple(self._streams[seq_id].stats(seq_id) for seq_id in self._streams.ids())
         return MemoryStats(
             capacity_cells=sum(each.capacity_cells for each in sequences),
             used_cells=sum(each.used_cells for each in sequences),
@@ -319,8 +310,8 @@ class KVCache:
             peak_committed_bytes=self.budget.peak_bytes,
             compute_bytes=self.budget.compute_bytes,
             budget_bytes=self.budget.limit_bytes,
-            n_resizes=self._n_resizes,
-            resize_seconds=self._resize_seconds,
+            n_resizes=self._streams.n_resizes,
+            resize_seconds=self._streams.resize_seconds,
             sequences=sequences,
         )
 
@@ -330,87 +321,25 @@ class KVCache:
 
     def check_parts(self) -> None:
         """Every invariant but the budget's, which others may share."""
-        for seq_id, stream in self._streams.items():
-            stream.check()
-            assert stream.cells.capacity <= self.n_ctx, f"sequence {seq_id} is larger than n_ctx"
-            assert self.options.dynamic is True or stream.cells.capacity == self.n_ctx
+        self._streams.check()
+        self._forget_stale()
         for (layer, seq_id), cells in self._cells.items():
             fresh = self._streams[seq_id].view(layer)
-            assert _address_row(fresh) == _address_row(cells), "a remembered view is stale"
+            assert _address_row(fresh) == _address_row(cells), "a remembered address is stale"
             assert fresh.k.shape == cells.k.shape, "a remembered view is stale"
 
     def close(self) -> None:
         self.clear()
 
-    def _change_capacities(self, cells: Mapping[int, int], *, as_needed: bool) -> None:
-        """Open and resize streams so that each holds its cells; CacheFull: nothing has changed."""
-        started = time.perf_counter()
-        opened = {seq_id: self._open_stream() for seq_id in cells if seq_id not in self._streams}
-        streams = {seq_id: opened.get(seq_id) or self._streams[seq_id] for seq_id in cells}
-        old = {seq_id: stream.cells.capacity for seq_id, stream in streams.items()}
-        try:
-            change_capacities(
-                [(stream, self._capacity_for(stream, cells[seq_id], as_needed)) for seq_id, stream in streams.items()],
-                self.budget,
-            )
-        except BaseException:
-            for stream in opened.values():
-                stream.storage.close()
-            raise
-        self._streams.update(opened)
-        self._changed()
-        seconds = time.perf_counter() - started
-        self._resize_seconds += seconds
-        for seq_id, stream in streams.items():
-            self._record_resize(seq_id, old[seq_id], stream.cells.capacity, seconds / len(streams))
-
-    def _capacity_for(self, stream: Stream, n_cells: int, as_needed: bool) -> int:
-        if not self.options.dynamic:
-            return self.n_ctx
-        if as_needed:
-            return n_cells
-        return (self._growth or parse_growth(stream.storage.default_growth)).capacity_for(
-            n_cells,
-            stream.cells.capacity,
-            initial=self.options.initial,
-            n_ctx=self.n_ctx,
-            bytes_per_cell=self.bytes_per_cell,
-            page_cells=stream.storage.page_rows,
-        )
-
-    def _record_resize(self, seq_id: int, old_cells: int, new_cells: int, seconds: float) -> None:
-        if old_cells == new_cells:
-            return
-        self._n_resizes += old_cells > 0  # the first capacity is no resize
-        if self.options.on_resize:
-            self.options.on_resize(ResizeEvent(seq_id, old_cells, new_cells, self.committed_bytes, seconds))
-
-    def _open_stream(self) -> Stream:
-        storage = open_storage(self._storage, self._planes, self.n_ctx, self.budget, self.options.device)
-        self._storage = storage.name  # a fallback is decided, and reported, once
-        return Stream(self.layers, storage)
-
-    def _close_stream(self, seq_id: int) -> None:
-        stream = self._streams.pop(seq_id, None)
-        if stream is not None:
-            stream.storage.close()
-
-    def _cells_of(self, seq_id: int) -> StreamCells:
+    def _copy_of(self, seq_id: int) -> StreamCells | None:
         stream = self._streams.get(seq_id)
-        return stream.cells if stream else StreamCells()
+        return stream.cells.copy() if stream else None
 
-    def _copy_cells(self, seq_id: int) -> StreamCells | None:
-        return self._streams[seq_id].cells.copy() if seq_id in self._streams else None
-
-    @property
-    def committed_bytes(self) -> int:
-        """Of all streams."""
-        return sum(stream.storage.committed_bytes for stream in self._streams.values())
-
-    def _changed(self) -> None:
-        self._generation += 1
-        self._cells.clear()
-        self._addresses.clear()
+    def _forget_stale(self) -> None:
+        if self._remembered != self._streams.generation:
+            self._remembered = self._streams.generation
+            self._cells.clear()
+            self._addresses.clear()
 
 
 def _address_row(cells: Cells) -> tuple[int, ...]:

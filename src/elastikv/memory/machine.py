@@ -7,6 +7,9 @@ from pathlib import Path
 
 import psutil
 
+# Version 1 writes "no limit" as a number near 2**63.
+_UNLIMITED = 1 << 60
+
 
 @dataclass(frozen=True, slots=True)
 class MachineMemory:
@@ -51,7 +54,7 @@ def _walk(mount: Path, path: str, limit_file: str, usage_file: str, reclaimable:
     limits = []
     for level in levels:
         limit, usage = _read_int(level / limit_file), _read_int(level / usage_file)
-        if limit is not None and usage is not None:
+        if limit is not None and usage is not None and limit < _UNLIMITED:
             # File pages that nobody uses are counted as usage, but are dropped before anything fails.
             usage -= _read_stat(level / "memory.stat", reclaimable)
             limits.append(MachineMemory(limit, max(limit - usage, 0)))

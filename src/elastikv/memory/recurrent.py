@@ -12,44 +12,15 @@ buffers are shared by all sequences.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
 
 from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.base import MemoryStats, RecurrentLayer, SequenceStats
 from elastikv.memory.budget import Budget
-from elastikv.memory.growth import round_up
 from elastikv.memory.options import MemoryOptions
-from elastikv.memory.storage.blocks import Block, allocate_block, committed_size
-
-_ALIGNMENT = 64
-
-LayerState = tuple[torch.Tensor, ...]
-
-
-class StateBuffer:
-    """The states of all layers of one sequence: float32 tensors over one block."""
-
-    def __init__(self, layers: Sequence[RecurrentLayer], block: Block) -> None:
-        self.block = block
-        self.layers: list[LayerState] = []
-        offset = 0
-        for layer in layers:
-            tensors = []
-            for shape in layer.shapes:
-                n_bytes = 4 * math.prod(shape)
-                tensors.append(block.data[offset : offset + n_bytes].view(torch.float32).view(shape))
-                offset += round_up(n_bytes, _ALIGNMENT)
-            self.layers.append(tuple(tensors))
-
-
-def state_bytes(layers: Sequence[RecurrentLayer]) -> int:
-    """Bytes of the states of one sequence."""
-    return sum(round_up(4 * math.prod(shape), _ALIGNMENT) for layer in layers for shape in layer.shapes)
+from elastikv.memory.states import LayerState, StateBuffer, StatePool
 
 
 @dataclass(slots=True)
@@ -83,17 +54,13 @@ class RecurrentMemory:
         self.options = options
         self.budget = budget
         self.n_ctx = options.n_ctx
-        self._device = torch.device(options.device)
-        self._block_bytes = max(state_bytes(self.layers), 1)
-        self.buffer_bytes = committed_size(self._block_bytes, self._device)
+        self._pool = StatePool(self.layers, options.device, budget)
         self._sequences: dict[int, _Sequence] = {}
-        self._spare: list[StateBuffer] = []
         self._in_call: list[int] | None = None
-        self._generation = 0
 
     @property
     def generation(self) -> int:
-        return self._generation
+        return self._pool.generation
 
     @property
     def max_capacity(self) -> int:
@@ -125,7 +92,7 @@ class RecurrentMemory:
         self._in_call = []
         try:
             for seq_id in ends:
-                buffer = self._take(zeroed=seq_id not in self._sequences)
+                buffer = self._pool.take(zeroed=seq_id not in self._sequences)
                 sequence = self._sequences.setdefault(seq_id, _Sequence())
                 sequence.working, sequence.n_applied, sequence.span_is_first = buffer, 0, True
                 self._in_call.append(seq_id)
@@ -147,8 +114,9 @@ class RecurrentMemory:
         touched, self._in_call = self._in_call or [], None
         for seq_id in touched:
             sequence = self._sequences[seq_id]
+            assert sequence.n_applied, f"sequence {seq_id} was committed before it was applied"
             if sequence.committed is not None:
-                self._spare.append(sequence.committed)
+                self._pool.put_aside(sequence.committed)
             sequence.committed, sequence.working = sequence.working, None
             sequence.n_tokens, sequence.n_applied = sequence.end, 0
 
@@ -159,7 +127,7 @@ class RecurrentMemory:
             if sequence.committed is None:
                 self._forget(seq_id)
             elif sequence.working is not None:
-                self._spare.append(sequence.working)
+                self._pool.put_aside(sequence.working)
                 sequence.working, sequence.n_applied = None, 0
 
     def require_idle(self) -> None:
@@ -218,17 +186,17 @@ class RecurrentMemory:
         if state is None:
             return None, 0
         buffer = self.new_state()
-        buffer.block.data.copy_(state.block.data)
+        buffer.copy_from(state)
         return buffer, stop
 
     def new_state(self) -> StateBuffer:
         """A buffer of no sequence yet; its contents are of no meaning. CacheFull."""
-        return self._take(zeroed=False)
+        return self._pool.take()
 
     def drop_state(self, buffer: StateBuffer | None) -> None:
         """Take back a buffer that was not attached."""
         if buffer is not None:
-            self._free(buffer)
+            self._pool.free(buffer)
 
     def attach(self, seq_id: int, buffer: StateBuffer | None, n_tokens: int) -> None:
         """Make ``buffer`` the state of a sequence, in place of what it had. Cannot fail."""
@@ -275,10 +243,10 @@ class RecurrentMemory:
             buffer = sequence.checkpoints.pop(min(sequence.checkpoints))
         else:
             try:
-                buffer = self._take(zeroed=False)
+                buffer = self._pool.take()
             except CacheFull:
                 return False
-        buffer.block.data.copy_(sequence.committed.block.data)
+        buffer.copy_from(sequence.committed)
         sequence.checkpoints[sequence.n_tokens] = buffer
         return True
 
@@ -293,7 +261,7 @@ class RecurrentMemory:
         self._in_call = None
         for seq_id in list(self._sequences):
             self._forget(seq_id)
-        self._free_spare()
+        self._pool.free_spare()
 
     # Capacities
 
@@ -305,7 +273,7 @@ class RecurrentMemory:
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
         """Gives back spare buffers; checkpoints stay."""
         self.require_idle()
-        return self._free_spare()
+        return self._pool.free_spare()
 
     def stats(self) -> MemoryStats:
         sequences = tuple(self._sequence_stats(seq_id) for seq_id in sorted(self._sequences))
@@ -326,8 +294,8 @@ class RecurrentMemory:
     @property
     def committed_bytes(self) -> int:
         """Of all states, checkpoints and spare buffers."""
-        n_buffers = len(self._spare) + sum(len(sequence.buffers()) for sequence in self._sequences.values())
-        return n_buffers * self.buffer_bytes
+        n_buffers = len(self._pool.spare) + sum(len(sequence.buffers()) for sequence in self._sequences.values())
+        return n_buffers * self._pool.buffer_bytes
 
     def check(self) -> None:
         self.check_parts()
@@ -335,9 +303,9 @@ class RecurrentMemory:
 
     def check_parts(self) -> None:
         """Every invariant but the budget's, which others may share."""
-        buffers = [*self._spare, *(buffer for each in self._sequences.values() for buffer in each.buffers())]
+        buffers = [*self._pool.spare, *(buffer for each in self._sequences.values() for buffer in each.buffers())]
         assert len({id(buffer) for buffer in buffers}) == len(buffers), "a buffer has two owners"
-        assert all(buffer.block.committed == self.buffer_bytes for buffer in buffers)
+        assert all(buffer.block.committed == self._pool.buffer_bytes for buffer in buffers)
         for seq_id, sequence in self._sequences.items():
             assert sequence.end <= self.n_ctx
             assert len(sequence.checkpoints) <= self.options.max_checkpoints
@@ -350,7 +318,7 @@ class RecurrentMemory:
         self.clear()
 
     def _sequence_stats(self, seq_id: int) -> SequenceStats:
-        n_bytes = len(self._sequences[seq_id].buffers()) * self.buffer_bytes
+        n_bytes = len(self._sequences[seq_id].buffers()) * self._pool.buffer_bytes
         return SequenceStats(seq_id, 0, 0, n_bytes, n_bytes)
 
     def _end(self, seq_id: int) -> int:
@@ -362,44 +330,17 @@ class RecurrentMemory:
 
     def _go_back(self, sequence: _Sequence, n_tokens: int) -> None:
         assert sequence.committed is not None
-        sequence.committed.block.data.copy_(sequence.checkpoints[n_tokens].block.data)
+        sequence.committed.copy_from(sequence.checkpoints[n_tokens])
         sequence.n_tokens = n_tokens
         for point in [point for point in sequence.checkpoints if point > n_tokens]:
-            self._free(sequence.checkpoints.pop(point))
-
-    def _take(self, *, zeroed: bool) -> StateBuffer:
-        if self._spare:
-            buffer = self._spare.pop()
-            if zeroed:
-                buffer.block.data.zero_()
-            return buffer
-        self.budget.charge(self.buffer_bytes)
-        try:
-            block = allocate_block(self._block_bytes, self._device)
-        except BaseException as error:
-            self.budget.release(self.buffer_bytes)
-            if isinstance(error, MemoryError):
-                left = self.budget.left()
-                raise CacheFull("machine", asked=self.buffer_bytes, left=left, limit=None) from error
-            raise
-        self._generation += 1
-        return StateBuffer(self.layers, block)
-
-    def _free(self, buffer: StateBuffer) -> None:
-        buffer.block.close()
-        self.budget.release(self.buffer_bytes)
-        self._generation += 1
-
-    def _free_spare(self) -> int:
-        n_bytes = len(self._spare) * self.buffer_bytes
-        while self._spare:
-            self._free(self._spare.pop())
-        return n_bytes
+            self._pool.free(sequence.checkpoints.pop(point))
 
     def _forget(self, seq_id: int) -> None:
         sequence = self._sequences.pop(seq_id, None)
         for buffer in sequence.buffers() if sequence else []:
-            self._free(buffer)
+            self._pool.free(buffer)
+        if not self._sequences:
+            self._pool.free_spare()
 
 
 def _clamp(p0: int, p1: int, end: int) -> tuple[int, int]:

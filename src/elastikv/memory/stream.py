@@ -59,8 +59,9 @@ class Stream:
             return self.can_end_at(r0)
         return not self._has_released()
 
-    def can_rotate(self, rotate: RotateK | None) -> bool:
-        return rotate is not None and not self._has_released()
+    def can_shift(self) -> bool:
+        """Whether all of K is still there to be rotated."""
+        return not self._has_released()
 
     def remove(self, r0: int, r1: int, rotate: RotateK | None) -> None:
         """Every removal of cells goes through here: tail, front and middle.

@@ -30,7 +30,6 @@ class Storage(Protocol):
     ``mmap`` keep their addresses for ever. After ``close`` they read zeros or old contents.
     """
 
-    name: StorageKind
     default_growth: str
     layers: tuple[LayerPlanes, ...]
     limit: int
@@ -38,6 +37,9 @@ class Storage(Protocol):
     generation: int
     page_rows: int
     """Rows that fill a page of the widest plane: the step below which rounding costs nothing."""
+
+    @property
+    def name(self) -> StorageKind: ...
 
     @property
     def committed_bytes(self) -> int:

@@ -1,0 +1,93 @@
+"""Buffers for recurrent state: all layers of one sequence in one block, charged to the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from elastikv.errors import CacheFull
+from elastikv.memory.base import RecurrentLayer
+from elastikv.memory.budget import Budget
+from elastikv.memory.growth import round_up
+from elastikv.memory.storage.blocks import Block, allocate_block, committed_size
+
+_ALIGNMENT = 64
+
+LayerState = tuple[torch.Tensor, ...]
+
+
+def state_bytes(layers: Sequence[RecurrentLayer]) -> int:
+    """Bytes of the states of one sequence, before rounding to pages."""
+    return sum(round_up(4 * math.prod(shape), _ALIGNMENT) for layer in layers for shape in layer.shapes)
+
+
+class StateBuffer:
+    """The states of all layers of one sequence: float32 tensors over one block."""
+
+    def __init__(self, layers: Sequence[RecurrentLayer], block: Block) -> None:
+        self.block = block
+        self.layers: list[LayerState] = []
+        offset = 0
+        for layer in layers:
+            tensors = []
+            for shape in layer.shapes:
+                n_bytes = 4 * math.prod(shape)
+                tensors.append(block.data[offset : offset + n_bytes].view(torch.float32).view(shape))
+                offset += round_up(n_bytes, _ALIGNMENT)
+            self.layers.append(tuple(tensors))
+
+    def copy_from(self, other: StateBuffer) -> None:
+        self.block.data.copy_(other.block.data)
+
+    def zero(self) -> None:
+        self.block.data.zero_()
+
+
+class StatePool:
+    """Hands out buffers; those that came back as spare are used again before new ones are made."""
+
+    def __init__(self, layers: Sequence[RecurrentLayer], device: str, budget: Budget) -> None:
+        self._layers = tuple(layers)
+        self._device = torch.device(device)
+        self._budget = budget
+        self._n_bytes = state_bytes(layers)
+        self.buffer_bytes = committed_size(self._n_bytes, self._device)
+        self.spare: list[StateBuffer] = []
+        self.generation = 0
+
+    def take(self, *, zeroed: bool = False) -> StateBuffer:
+        """CacheFull if a new buffer is needed and there is no room for it."""
+        if self.spare:
+            buffer = self.spare.pop()
+            if zeroed:
+                buffer.zero()
+            return buffer
+        self._budget.charge(self.buffer_bytes)
+        try:
+            block = allocate_block(self._n_bytes, self._device)
+        except BaseException as error:
+            self._budget.release(self.buffer_bytes)
+            if isinstance(error, MemoryError):
+                left = self._budget.left()
+                raise CacheFull("machine", asked=self.buffer_bytes, left=left, limit=None) from error
+            raise
+        self.generation += 1
+        return StateBuffer(self._layers, block)
+
+    def put_aside(self, buffer: StateBuffer) -> None:
+        self.spare.append(buffer)
+
+    def free(self, buffer: StateBuffer) -> None:
+        """Give the memory back now."""
+        buffer.block.close()
+        self._budget.release(self.buffer_bytes)
+        self.generation += 1
+
+    def free_spare(self) -> int:
+        """Returns the bytes given back."""
+        n_bytes = len(self.spare) * self.buffer_bytes
+        while self.spare:
+            self.free(self.spare.pop())
+        return n_bytes

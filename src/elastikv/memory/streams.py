@@ -1,0 +1,180 @@
+"""The streams of all sequences, and how their capacities change: all that are asked for, or none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from elastikv.errors import CacheFull
+from elastikv.memory.base import KVLayer
+from elastikv.memory.budget import Budget
+from elastikv.memory.cell_types import cell_planes
+from elastikv.memory.cells import StreamCells
+from elastikv.memory.growth import parse_growth
+from elastikv.memory.options import MemoryOptions, ResizeEvent
+from elastikv.memory.storage import StorageKind, bytes_per_row, open_storage
+from elastikv.memory.stream import Stream
+
+CapacityChange = tuple[Stream, int]
+
+
+class Streams:
+    """Opens, resizes and closes streams. ``generation`` changes with every capacity and every address."""
+
+    def __init__(self, layers: Sequence[KVLayer], options: MemoryOptions, budget: Budget) -> None:
+        self._layers = tuple(layers)
+        self._planes = [cell_planes(layer, options.k_type, options.v_type) for layer in layers]
+        self._options = options
+        self._budget = budget
+        self._growth = parse_growth(options.growth) if options.growth else None
+        self._storage: StorageKind = options.storage
+        self._streams: dict[int, Stream] = {}
+        self.bytes_per_cell = bytes_per_row(self._planes)
+        self.generation = 0
+        self.n_resizes = 0
+        self.resize_seconds = 0.0
+
+    def __getitem__(self, seq_id: int) -> Stream:
+        return self._streams[seq_id]
+
+    def get(self, seq_id: int) -> Stream | None:
+        return self._streams.get(seq_id)
+
+    def ids(self) -> list[int]:
+        """Sequences that have a stream, used or not, ascending."""
+        return sorted(self._streams)
+
+    def cells(self, seq_id: int) -> StreamCells:
+        """The bookkeeping of a sequence; of an empty one if it has no stream."""
+        stream = self._streams.get(seq_id)
+        return stream.cells if stream else StreamCells()
+
+    @property
+    def committed_bytes(self) -> int:
+        return sum(stream.storage.committed_bytes for stream in self._streams.values())
+
+    def open(self, n_cells: int) -> Stream:
+        """A stream of no sequence yet, with room for ``n_cells``. CacheFull: nothing has changed."""
+        if n_cells > self._options.n_ctx:
+            raise CacheFull("n_ctx", asked=n_cells, left=self._options.n_ctx, limit=self._options.n_ctx)
+        stream = self._reserve()
+        try:
+            _change_all([(stream, self._capacity_for(stream, n_cells, as_needed=True))], self._budget)
+        except BaseException:
+            stream.storage.close()
+            raise
+        return stream
+
+    def attach(self, seq_id: int, stream: Stream) -> None:
+        """Make an open stream the memory of a sequence, in place of what it had. Cannot fail."""
+        self.close(seq_id)
+        self._streams[seq_id] = stream
+
+    def close(self, seq_id: int) -> None:
+        stream = self._streams.pop(seq_id, None)
+        if stream is not None:
+            stream.storage.close()
+        self.touch()
+
+    def touch(self) -> None:
+        """Whoever holds views of cells must ask for them again."""
+        self.generation += 1
+
+    def set_capacity(self, seq_id: int, n_cells: int) -> None:
+        """Back to a capacity that the stream had before; smaller, so that it cannot fail."""
+        self._streams[seq_id].set_capacity(n_cells)
+        self.touch()
+
+    def ensure(self, n_cells: Mapping[int, int], *, as_needed: bool) -> None:
+        """Give each sequence a stream for ``n_cells[seq_id]`` cells, enlarged by the policy, or set to
+        just that number (``as_needed``). CacheFull: every stream is as before."""
+        started = time.perf_counter()
+        opened: dict[int, Stream] = {}
+        try:
+            for seq_id in n_cells:
+                if seq_id not in self._streams:
+                    opened[seq_id] = self._reserve()
+            streams = {seq_id: opened.get(seq_id) or self._streams[seq_id] for seq_id in n_cells}
+            before = {seq_id: stream.cells.capacity for seq_id, stream in streams.items()}
+            _change_all(
+                [
+                    (stream, self._capacity_for(stream, n_cells[seq_id], as_needed))
+                    for seq_id, stream in streams.items()
+                ],
+                self._budget,
+            )
+        except BaseException:
+            for stream in opened.values():
+                stream.storage.close()
+            raise
+        self._streams.update(opened)
+        self.touch()
+        self._record(before, time.perf_counter() - started)
+
+    def check(self) -> None:
+        for seq_id, stream in self._streams.items():
+            stream.check()
+            capacity = stream.cells.capacity
+            assert capacity <= self._options.n_ctx, f"sequence {seq_id} is larger than n_ctx"
+            assert self._options.dynamic or capacity == self._options.n_ctx, "a static stream was resized"
+
+    def _reserve(self) -> Stream:
+        storage = open_storage(self._storage, self._planes, self._options.n_ctx, self._budget, self._options.device)
+        self._storage = storage.name  # a fallback is decided, and reported, once
+        return Stream(self._layers, storage)
+
+    def _capacity_for(self, stream: Stream, n_cells: int, as_needed: bool) -> int:
+        if not self._options.dynamic:
+            return self._options.n_ctx
+        if as_needed:
+            return n_cells
+        growth = self._growth or parse_growth(stream.storage.default_growth)
+        return growth.capacity_for(
+            n_cells,
+            stream.cells.capacity,
+            initial=self._options.initial,
+            n_ctx=self._options.n_ctx,
+            bytes_per_cell=self.bytes_per_cell,
+            page_cells=stream.storage.page_rows,
+        )
+
+    def _record(self, before: Mapping[int, int], seconds: float) -> None:
+        self.resize_seconds += seconds
+        for seq_id, old_cells in before.items():
+            new_cells = self._streams[seq_id].cells.capacity
+            if old_cells == new_cells:
+                continue
+            self.n_resizes += old_cells > 0  # the first capacity is no resize
+            if self._options.on_resize:
+                event = ResizeEvent(seq_id, old_cells, new_cells, self.committed_bytes, seconds / len(before))
+                self._options.on_resize(event)
+
+
+def _change_all(changes: Sequence[CapacityChange], budget: Budget) -> None:
+    """Growths come first, after the budget agreed to all of them; what undoes them, a shrink, cannot fail."""
+    refusal = budget.refusal(_peak_bytes(changes))
+    if refusal:
+        raise refusal
+    grown: list[CapacityChange] = []
+    try:
+        for stream, capacity in changes:
+            before = stream.cells.capacity
+            if capacity > before:
+                stream.set_capacity(capacity)
+                grown.append((stream, before))
+    except BaseException:
+        for stream, before in reversed(grown):
+            stream.set_capacity(before)
+        raise
+    for stream, capacity in changes:
+        stream.set_capacity(capacity)
+
+
+def _peak_bytes(changes: Sequence[CapacityChange]) -> int:
+    """Most bytes on top of what is committed while the growths run one after the other."""
+    added = peak = 0
+    for stream, capacity in changes:
+        if capacity > stream.cells.capacity:
+            peak = max(peak, added + stream.storage.peak_bytes(capacity))
+            added += stream.storage.added_bytes(capacity)
+    return peak
