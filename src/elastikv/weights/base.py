@@ -14,6 +14,7 @@ import torch
 
 from elastikv.kernels.base import PackedTensor, Weight
 from elastikv.weights.config import DeltaNetConfig, ModelConfig, RopeConfig
+from elastikv.weights.tokenizer import Tokenizer
 
 __all__ = ["DeltaNetConfig", "ModelConfig", "PackedTensor", "RopeConfig", "TensorSource", "Weight"]
 
@@ -41,7 +42,11 @@ class TensorSource(Protocol):
         ...
 
     def get_packed(self, name: str) -> PackedTensor | None:
-        """The tensor as the file packs it, or None where it is stored dense."""
+        """The tensor as the file packs it, in memory of its own, or None where it is stored dense."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that came with the weights. Raises ModelError if none did."""
         ...
 
     def close(self) -> None: ...

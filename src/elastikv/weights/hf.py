@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from elastikv.errors import CorruptFile, ModelError
 from elastikv.kernels.base import PackedTensor
 from elastikv.weights.hf_config import read_hf_config
+from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -37,6 +38,7 @@ class HFFolder:
     def __init__(self, folder: Path) -> None:
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder}: no config.json in this folder, so it is no Hugging Face model")
+        self._folder = folder
         self.config = read_hf_config(folder / "config.json")
         self._files: dict[str, tuple[Path, str]] = {}
         self._nbytes: dict[str, int] = {}
@@ -64,6 +66,9 @@ class HFFolder:
 
     def get_packed(self, name: str) -> PackedTensor | None:
         return None
+
+    def tokenizer(self) -> Tokenizer:
+        return read_hf_tokenizer(self._folder, self.config.eos_token_ids)
 
     def close(self) -> None:
         """Nothing stays open between reads."""

@@ -1,0 +1,212 @@
+"""Every kernel in plain torch: the oracle that the fast ones are tested against, and what serves where they cannot run.
+
+Scratch is bounded by working through cells and rows in pieces. The pieces lie at fixed positions and are copied out
+of the cells, so that no result depends on a stream's capacity or on where its cells lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from elastikv.batch import Span, UBatch
+from elastikv.errors import InvalidRequest
+from elastikv.kernels import delta_rule
+from elastikv.kernels.base import Weight
+from elastikv.memory.base import Cells
+from elastikv.memory.cell_types import load_rows, store_rows
+from elastikv.memory.kv_cache import KVCache
+from elastikv.memory.recurrent import RecurrentMemory
+
+_CHUNK_CELLS = 512
+_CHUNK_QUERIES = 128
+_TILE_VALUES = 1 << 20
+
+
+class ReferenceKernels:
+    name = "reference"
+    packed_types: frozenset[str] = frozenset()
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+        if not isinstance(weight, torch.Tensor):
+            raise InvalidRequest(f"the reference kernels multiply dense weights only, not {weight.type}")
+        n_out, n_in = weight.shape
+        step = n_out if weight.dtype == torch.float32 else max(_TILE_VALUES // n_in, 1)
+        for start in range(0, n_out, step):
+            rows = slice(start, start + step)
+            torch.mm(x, weight[rows].float().t(), out=out[:, rows])
+        return out if bias is None else out.add_(bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
+        scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        return torch.mul(x, scale, out=out).mul_(weight)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        return self.rms_norm(residual.add_(x), weight, eps, out)
+
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.mul(F.silu(gate), up, out=out)
+
+    def gated_rms_norm(
+        self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        return self.rms_norm(x, weight, eps, out).mul_(F.silu(gate))
+
+    def rope_store(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+        cache: KVCache,
+        layer: int,
+        ubatch: UBatch,
+    ) -> None:
+        if norms is not None:
+            q_norm, k_norm, eps = norms
+            self.rms_norm(q, q_norm, eps, out=q)
+            self.rms_norm(k, k_norm, eps, out=k)
+        _rotate(q, cos, sin)
+        _rotate(k, cos, sin)
+        for span in ubatch.spans:
+            cells = cache.cells(layer, span.seq_id)
+            target = slice(span.pos - cells.first, span.end - cells.first)
+            rows = slice(span.start, span.stop)
+            store_rows(k[rows], cells.k[target], None if cells.k_scale is None else cells.k_scale[target])
+            store_rows(v[rows], cells.v[target], None if cells.v_scale is None else cells.v_scale[target])
+
+    def attention(
+        self, q: torch.Tensor, cache: KVCache, layer: int, ubatch: UBatch, scale: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        window = cache.layers[layer].window
+        for span in ubatch.spans:
+            cells = cache.cells(layer, span.seq_id)
+            for piece in _query_pieces(span):
+                rows = slice(piece.start, piece.stop)
+                out[rows] = _attend(q[rows], cells, piece, window, scale)
+        return out
+
+    def causal_conv(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        memory: RecurrentMemory,
+        layer: int,
+        ubatch: UBatch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        n_before = weight.shape[1] - 1
+        for span in ubatch.spans:
+            before = memory.source(layer, span.seq_id)[0]
+            inputs = torch.cat([before.t(), x[span.start : span.stop]])
+            sums = inputs[: span.n_tokens] * weight[:, 0]
+            for tap in range(1, weight.shape[1]):
+                sums.addcmul_(inputs[tap : tap + span.n_tokens], weight[:, tap])
+            out[span.start : span.stop] = F.silu(sums)
+            memory.target(layer, span.seq_id)[0].copy_(inputs[len(inputs) - n_before :].t())
+        return out
+
+    def gated_delta_rule(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+        memory: RecurrentMemory,
+        layer: int,
+        ubatch: UBatch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        for span in ubatch.spans:
+            rows = slice(span.start, span.stop)
+            state = memory.source(layer, span.seq_id)[1]
+            state = delta_rule.run(state, q[rows], k[rows], v[rows], decay[rows], beta[rows], out[rows])
+            memory.target(layer, span.seq_id)[1].copy_(state)
+        return out
+
+    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
+        return 0
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    """Rotate the first dimensions of ``[n, heads, d]`` in place, each with the one half the rotary width behind it."""
+    half = cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    rotated = first * cos - second * sin
+    second.mul_(cos).addcmul_(first, sin)
+    first.copy_(rotated)
+
+
+def _query_pieces(span: Span) -> Iterator[Span]:
+    for start in range(span.start, span.stop, _CHUNK_QUERIES):
+        stop = min(start + _CHUNK_QUERIES, span.stop)
+        yield Span(span.seq_id, start, stop, span.pos + start - span.start)
+
+
+def _attend(q: torch.Tensor, cells: Cells, span: Span, window: int | None, scale: float) -> torch.Tensor:
+    """Softmax attention of consecutive queries ``[n, n_heads, d]``, chunk of cells by chunk.
+
+    Keeps a running maximum and sum per query and rescales what it has when the maximum grows
+    (Milakov and Gimelshein, arXiv:1805.02867). Query heads that share a K head lie side by side.
+    """
+    n_tokens, n_heads, _ = q.shape
+    n_kv_heads, dv = cells.v.shape[1:]
+    n_group = n_heads // n_kv_heads
+    # [n_kv_heads, n_group * n_tokens, d]
+    grouped = (q * scale).view(n_tokens, n_kv_heads, n_group, -1).permute(1, 2, 0, 3).flatten(1, 2)
+    top = torch.full((n_kv_heads, n_group * n_tokens, 1), -math.inf)
+    total = torch.zeros_like(top)
+    mixed = torch.zeros((n_kv_heads, n_group * n_tokens, dv))
+    for p0, p1 in _cell_chunks(cells.first, span, window):
+        keys, values = _load_chunk(cells, p0, p1)
+        scores = grouped @ keys.transpose(1, 2)
+        _mask(scores.view(n_kv_heads, n_group, n_tokens, p1 - p0), span, p0, p1, window)
+        new_top = torch.maximum(top, scores.amax(-1, keepdim=True))
+        # a query that has seen no cell yet has -inf here; exp(-inf - 0) = 0 keeps it at nothing
+        base = new_top.masked_fill(new_top == -math.inf, 0)
+        weights = scores.sub_(base).exp_()
+        shrink = (top - base).exp_()
+        total.mul_(shrink).add_(weights.sum(-1, keepdim=True))
+        mixed.mul_(shrink).baddbmm_(weights, values)
+        top = new_top
+    return mixed.div_(total).view(n_kv_heads, n_group, n_tokens, dv).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _cell_chunks(first: int, span: Span, window: int | None) -> Iterator[tuple[int, int]]:
+    """Position ranges that hold every cell the span sees, cut at fixed positions."""
+    begin = first if window is None else max(first, span.pos - window + 1)
+    while begin < span.end:
+        end = min((begin // _CHUNK_CELLS + 1) * _CHUNK_CELLS, span.end)
+        yield begin, end
+        begin = end
+
+
+def _load_chunk(cells: Cells, p0: int, p1: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of positions ``[p0, p1)`` as f32 ``[n_kv_heads, p1 - p0, dim]``."""
+    rows = slice(p0 - cells.first, p1 - cells.first)
+    keys = load_rows(cells.k[rows], None if cells.k_scale is None else cells.k_scale[rows])
+    values = load_rows(cells.v[rows], None if cells.v_scale is None else cells.v_scale[rows])
+    return keys.transpose(0, 1), values.transpose(0, 1)
+
+
+def _mask(scores: torch.Tensor, span: Span, p0: int, p1: int, window: int | None) -> None:
+    """Hide cells after a query, and those that its window has left behind; scores ``[..., n_tokens, p1 - p0]``."""
+    hides_later = p1 - 1 > span.pos
+    hides_earlier = window is not None and p0 <= span.end - 1 - window
+    if not hides_later and not hides_earlier:
+        return
+    distance = torch.arange(span.pos, span.end).unsqueeze(1) - torch.arange(p0, p1)
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    scores.masked_fill_(hidden, -math.inf)

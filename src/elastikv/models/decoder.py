@@ -1,0 +1,136 @@
+"""What all the models share: embed, then blocks of a mixer and an MLP, then logits.
+
+    residual --norm--> mixer --+--> residual --norm--> MLP --+--> residual ...
+
+A mixer is what differs: attention, or a recurrent layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from elastikv.batch import UBatch
+from elastikv.kernels.base import Buffers, Kernels
+from elastikv.memory import HybridMemory, KVCache, RecurrentMemory
+from elastikv.memory.base import LayerMemory, Memory
+from elastikv.models.base import ModelInfo
+from elastikv.models.rope import Rope
+from elastikv.weights.linear import Embedding, Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a mixer needs of the ubatch that is computed. cos, sin: ``[n_tokens, rotary_dim / 2]``."""
+
+    ubatch: UBatch
+    memory: Memory
+    buffers: Buffers
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @property
+    def attention(self) -> KVCache:
+        memory = self.memory.attention if isinstance(self.memory, HybridMemory) else self.memory
+        assert isinstance(memory, KVCache)
+        return memory
+
+    @property
+    def recurrent(self) -> RecurrentMemory:
+        memory = self.memory.recurrent if isinstance(self.memory, HybridMemory) else self.memory
+        assert isinstance(memory, RecurrentMemory)
+        return memory
+
+    def view(self, name: str, *shape: int) -> torch.Tensor:
+        return self.buffers.view(name, (self.ubatch.n_tokens, *shape))
+
+
+class Mixer(Protocol):
+    """Mixes tokens of a sequence. ``layer``: its ordinal among the layers with the same kind of memory.
+
+    buffer_widths: floats per token of each buffer it views by name.
+    """
+
+    buffer_widths: dict[str, int]
+
+    def __call__(self, x: torch.Tensor, step: Step, out: torch.Tensor) -> None:
+        """x (normalised), out: ``[n_tokens, hidden_size]``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The norms' weights are f32 ``[hidden_size]``; gate_up gives the gate first, then up."""
+
+    input_norm: torch.Tensor
+    mixer: Mixer
+    post_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """A ``Model``. Buffers are shared by all blocks; ``residual`` alone lives through the whole forward."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        memory_layers: Sequence[LayerMemory],
+        *,
+        embedding: Embedding,
+        blocks: Sequence[Block],
+        final_norm: torch.Tensor,
+        head: Linear,
+        rope: Rope,
+        rms_norm_eps: float,
+        kernels: Kernels,
+    ) -> None:
+        self.info = info
+        self.memory_layers = tuple(memory_layers)
+        self.rope = rope
+        self._embedding = embedding
+        self._blocks = tuple(blocks)
+        # each MLP is followed by the norm of whatever comes next
+        self._next_norms = (*(block.input_norm for block in self._blocks[1:]), final_norm)
+        self._head = head
+        self._eps = rms_norm_eps
+        self._kernels = kernels
+
+    def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
+        hidden, half = self._embedding.width, self.rope.dim // 2
+        widths = {"residual": hidden, "normed": hidden, "delta": hidden, "cos": half, "sin": half}
+        for block in self._blocks:
+            mlp = {"wide": block.gate_up.n_out, "inner": block.down.n_in}
+            for name, width in (*mlp.items(), *block.mixer.buffer_widths.items()):
+                widths[name] = max(widths.get(name, 0), width)
+        return {name: 4 * n_ubatch * width for name, width in widths.items()}
+
+    @torch.inference_mode()
+    def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
+        """float32 logits ``[n_outputs, n_vocab]``, a tensor of the caller's own."""
+        kernels, eps, hidden = self._kernels, self._eps, self._embedding.width
+        step = self._begin(ubatch, memory, buffers)
+        residual, normed, delta = (step.view(name, hidden) for name in ("residual", "normed", "delta"))
+
+        self._embedding(torch.from_numpy(ubatch.token_ids), out=residual)
+        kernels.rms_norm(residual, self._blocks[0].input_norm, eps, out=normed)
+        for block, next_norm in zip(self._blocks, self._next_norms, strict=True):
+            block.mixer(normed, step, out=delta)
+            kernels.add_rms_norm(delta, residual, block.post_norm, eps, out=normed)
+            gate_up = block.gate_up(normed, out=step.view("wide", block.gate_up.n_out))
+            inner = kernels.silu_mul(gate_up, out=step.view("inner", block.down.n_in))
+            block.down(inner, out=delta)
+            kernels.add_rms_norm(delta, residual, next_norm, eps, out=normed)
+
+        if len(ubatch.output_rows) == 0:
+            return torch.empty((0, self._head.n_out))
+        return self._head(normed[torch.from_numpy(ubatch.output_rows)])
+
+    def _begin(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> Step:
+        shape = (ubatch.n_tokens, self.rope.dim // 2)
+        cos, sin = buffers.view("cos", shape), buffers.view("sin", shape)
+        self.rope.angles(torch.from_numpy(ubatch.positions), cos, sin)
+        return Step(ubatch, memory, buffers, cos, sin)

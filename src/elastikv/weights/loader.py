@@ -1,0 +1,179 @@
+"""From a tensor source to what a model computes with: fused, converted, packed, one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from elastikv.errors import CorruptFile, InvalidRequest
+from elastikv.kernels.base import Kernels, PackedTensor, Weight
+from elastikv.weights import quants
+from elastikv.weights.base import TensorSource
+from elastikv.weights.linear import Embedding, FusedLinear
+
+DType = Literal["auto", "f32", "bf16", "f16"]
+Progress = Callable[[int, int], None]
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_SAMPLE_BYTES = 4096
+
+
+class WeightLoader:
+    """Builds the parts of a model and counts what it read.
+
+    dtype: of dense matrices, ``"auto"`` as stored. quantize: a packed type for every matrix, ``"none"`` to unpack,
+    None to take each as the file has it. progress is called with bytes read and bytes in all.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        kernels: Kernels,
+        *,
+        dtype: str = "auto",
+        quantize: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if dtype != "auto" and dtype not in _DTYPES:
+            raise InvalidRequest(f"dtype must be auto, {' or '.join(_DTYPES)}, got {dtype!r}")
+        if quantize not in (None, "none", *quants.TARGETS):
+            raise InvalidRequest(f"quantize must be none, {' or '.join(quants.TARGETS)}, got {quantize!r}")
+        self.source = source
+        self.kernels = kernels
+        self._dtype = _DTYPES.get(dtype)
+        self._quantize = quantize
+        self._progress = progress
+        self._total = sum(source.nbytes(name) for name in source.names())
+        self._done = 0
+        self._digest = hashlib.sha256(f"{source.config}|{dtype}|{quantize}".encode())
+        self.weight_bytes = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest over the config, the formats asked for, and a sample of every tensor read so far."""
+        return self._digest.hexdigest()
+
+    def linear(
+        self,
+        names: Sequence[str],
+        *,
+        bias: bool = False,
+        order: torch.Tensor | None = None,
+        exact: Sequence[str] = (),
+    ) -> FusedLinear:
+        """Matrices ``{name}.weight`` stacked by rows, with ``{name}.bias`` if asked.
+
+        order: of the stacked rows, instead of the file's. exact: names that are never quantised, since
+        they are few rows that much depends on.
+        """
+        weights = [self._matrix(f"{name}.weight", quantize=name not in exact) for name in names]
+        biases = torch.cat([self.vector(f"{name}.bias") for name in names]) if bias else None
+        if order is not None:
+            weights = [_reorder(_fuse(weights)[0], order)]
+            biases = None if biases is None else biases[order]
+        parts = []
+        start = 0
+        for weight in _fuse(weights):
+            stop = start + weight.shape[0]
+            parts.append((weight, None if biases is None else biases[start:stop]))
+            start = stop
+        self.weight_bytes += sum(weight.nbytes for weight, _ in parts)
+        return FusedLinear(parts, self.kernels)
+
+    def tied_linear(self, embedding: Embedding) -> FusedLinear:
+        """The embedding's own matrix as an output layer; no copy."""
+        return FusedLinear([(embedding.weight, None)], self.kernels)
+
+    def embedding(self, name: str) -> Embedding:
+        weight = self._matrix(f"{name}.weight", quantize=True)
+        self.weight_bytes += weight.nbytes
+        return Embedding(weight)
+
+    def vector(self, name: str, offset: float = 0.0) -> torch.Tensor:
+        """A small tensor of any shape in f32, ``offset`` added."""
+        vector = self._read_dense(name).float().add(offset).contiguous()
+        self.weight_bytes += vector.nbytes
+        return vector
+
+    def _matrix(self, name: str, *, quantize: bool) -> Weight:
+        """In the format asked for; always memory of its own, never the file's."""
+        packed = self.source.get_packed(name)
+        if packed is not None:
+            self._count(name, packed.data)
+            return self._convert_packed(packed, self._target(packed.shape[1], quantize, stored=packed.type))
+        dense = self._read_dense(name)
+        target = self._target(dense.shape[1], quantize, stored=None)
+        if target is not None:
+            return PackedTensor(target, _shape(dense), quants.pack(dense, target))
+        return torch.empty(dense.shape, dtype=self._dtype or dense.dtype).copy_(dense)
+
+    def _target(self, n_in: int, quantize: bool, stored: str | None) -> str | None:
+        """The packed type to hold a matrix in, None for dense. stored: how the file packs it."""
+        if self._quantize is None:
+            return stored
+        if self._quantize == "none" or not quantize:
+            return None
+        block_values, _ = quants.block_sizes(self._quantize)
+        return self._quantize if n_in % block_values == 0 else None
+
+    def _convert_packed(self, packed: PackedTensor, target: str | None) -> Weight:
+        if target is None:
+            dense = torch.empty(packed.shape, dtype=self._dtype or torch.float32)
+            return quants.unpack(packed.data, packed.type, dense)
+        if target == packed.type:
+            return packed
+        return PackedTensor(target, packed.shape, quants.repack(packed.data, packed.type, target))
+
+    def _read_dense(self, name: str) -> torch.Tensor:
+        tensor = self.source.get(name)
+        if not tensor.is_floating_point():
+            raise CorruptFile(f"{self.source.config.name}: {name} holds {tensor.dtype}, not floating-point numbers")
+        self._count(name, tensor)
+        return tensor
+
+    def _count(self, name: str, tensor: torch.Tensor) -> None:
+        raw = tensor.flatten()[:_SAMPLE_BYTES].contiguous().view(torch.uint8)
+        self._digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        self._digest.update(raw[:_SAMPLE_BYTES].numpy().tobytes())
+        self._done += self.source.nbytes(name)
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _fuse(weights: Sequence[Weight]) -> list[Weight]:
+    """Neighbours of one format become one matrix."""
+    groups: list[list[Weight]] = []
+    for weight in weights:
+        if groups and _format(groups[-1][0]) == _format(weight):
+            groups[-1].append(weight)
+        else:
+            groups.append([weight])
+    return [_stack(group) for group in groups]
+
+
+def _stack(weights: Sequence[Weight]) -> Weight:
+    if len(weights) == 1:
+        return weights[0]
+    first = weights[0]
+    if isinstance(first, PackedTensor):
+        data = torch.cat([weight.data for weight in weights if isinstance(weight, PackedTensor)])
+        return PackedTensor(first.type, (data.shape[0], first.shape[1]), data)
+    return torch.cat([weight for weight in weights if isinstance(weight, torch.Tensor)])
+
+
+def _reorder(weight: Weight, order: torch.Tensor) -> Weight:
+    if isinstance(weight, PackedTensor):
+        return PackedTensor(weight.type, weight.shape, weight.data[order])
+    return weight[order]
+
+
+def _format(weight: Weight) -> str:
+    return weight.type if isinstance(weight, PackedTensor) else str(weight.dtype)
+
+
+def _shape(matrix: torch.Tensor) -> tuple[int, int]:
+    n_out, n_in = matrix.shape
+    return n_out, n_in
