@@ -106,6 +106,7 @@ class Streams:
         except BaseException:
             for stream in opened.values():
                 stream.storage.close()
+            self.touch()  # what was undone may lie elsewhere now
             raise
         self._streams.update(opened)
         self.touch()

@@ -93,6 +93,7 @@ class CopyStorage:
         except BaseException as error:
             self._budget.release(peak - (self.committed_bytes - before))
             self._give_back(range(done), self.capacity, n_keep)
+            self.generation += 1  # the contents are back, but not where they were
             if isinstance(error, MemoryError):
                 raise CacheFull("machine", asked=peak, left=self._budget.left(), limit=None) from error
             raise
