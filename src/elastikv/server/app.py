@@ -1,0 +1,76 @@
+"""The application: routes, limits and the life of the engine, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from elastikv.server import (
+    errors,
+    info,
+    memory_routes,
+    metrics,
+    openai_chat,
+    openai_completions,
+    page,
+    slots,
+    tokenize,
+)
+from elastikv.server.limits import LimitClient, RequireKey
+from elastikv.server.settings import ServerSettings
+from elastikv.server.state import ServerState, in_daemon_thread
+
+if TYPE_CHECKING:
+    from elastikv.engine.async_llm import AsyncLLM
+
+LoadEngine = Callable[[], "AsyncLLM"]
+LoadFailed = Callable[[BaseException], None]
+
+
+def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: LoadFailed | None = None) -> FastAPI:
+    """An app that answers at once and loads its model in the background.
+
+    ``load_engine`` runs in a thread; what it raises is handed to ``load_failed``.
+    """
+    state = ServerState(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(_load(state, load_engine, load_failed))
+        try:
+            yield
+        finally:
+            loading.cancel()
+            if state.engine is not None:
+                # The web server has drained the requests already; what is left is parked or dropped.
+                await state.engine.close(drain_seconds=0)
+
+    # The interactive documentation would load scripts from elsewhere: only the description is served.
+    app = FastAPI(title="elastikv", version=version("elastikv"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.server = state
+    for module in (info, openai_chat, openai_completions, slots, memory_routes, metrics, tokenize):
+        app.include_router(module.router)
+    page.install(app)
+    errors.install(app)
+    # The one that is added last sees a request first.
+    app.add_middleware(metrics.CountRequests, metrics=state.metrics)
+    app.add_middleware(LimitClient, max_body_bytes=settings.max_body_bytes, timeout=settings.timeout)
+    app.add_middleware(RequireKey, keys=settings.api_keys)
+    return app
+
+
+async def _load(state: ServerState, load_engine: LoadEngine, load_failed: LoadFailed | None) -> None:
+    try:
+        engine = await in_daemon_thread(load_engine)
+        await engine.start()
+    except Exception as error:  # whatever it was, the owner of the process has to hear of it
+        if load_failed is None:
+            raise
+        load_failed(error)
+    else:
+        state.engine = engine

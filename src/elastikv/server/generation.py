@@ -1,0 +1,119 @@
+"""From a request to the engine and back: several generations run as one, and end together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from elastikv.engine.outputs import Delta, GenerationOutput
+from elastikv.engine.params import SamplingParams
+from elastikv.errors import GenerationCut
+from elastikv.server.schemas import GenerationRequest
+from elastikv.server.state import ServerState
+
+_SAMPLING = (
+    "seed",
+    "stop",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_last_n",
+    "logit_bias",
+    "ignore_eos",
+)
+"""Members of a request that ``SamplingParams`` has under the same name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One generation. Several choices of one prompt share ``token_ids``."""
+
+    token_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one job has new. The last step of a job has ``output``; ``warning`` says why it was cut short."""
+
+    index: int
+    delta: Delta
+    warning: str | None = None
+
+    @property
+    def output(self) -> GenerationOutput | None:
+        return self.delta.output
+
+
+def make_jobs(prompts: Sequence[list[int]], params: SamplingParams, n_choices: int) -> list[Job]:
+    """Job ``p * n_choices + i`` is choice i of prompt p; with a seed, choice i draws from ``seed + i``."""
+    choices = [
+        params if params.seed is None else replace(params, seed=(params.seed + i) % 2**64) for i in range(n_choices)
+    ]
+    return [Job(prompt, choice) for prompt in prompts for choice in choices]
+
+
+def sampling_params(body: GenerationRequest, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    """The engine's defaults where the request is silent; without a bound a reply ends at ``n_ctx``.
+
+    Raises InvalidRequest for values out of range.
+    """
+    given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
+    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+
+
+async def generate(state: ServerState, jobs: Sequence[Job]) -> AsyncIterator[Step]:
+    """Steps of all jobs as they come. The first refusal ends all; closing the iterator aborts them."""
+    arrived: asyncio.Queue[Step | BaseException] = asyncio.Queue()
+    tasks = [asyncio.create_task(_run_job(state, index, job, arrived)) for index, job in enumerate(jobs)]
+    try:
+        n_running = len(tasks)
+        while n_running:
+            step = await arrived.get()
+            if isinstance(step, BaseException):
+                raise step
+            n_running -= step.output is not None
+            yield step
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _run_job(state: ServerState, index: int, job: Job, arrived: asyncio.Queue[Step | BaseException]) -> None:
+    started = last = time.perf_counter()
+    n_seen = 0
+    try:
+        async with aclosing(state.ready_engine().stream(job.token_ids, job.params)) as deltas:
+            async for delta in deltas:
+                now = time.perf_counter()
+                if delta.token_ids:
+                    state.metrics.observe_tokens(now - (last if n_seen else started), is_first=not n_seen)
+                    n_seen, last = n_seen + len(delta.token_ids), now
+                arrived.put_nowait(Step(index, delta))
+    except GenerationCut as error:
+        arrived.put_nowait(_cut_step(index, error))
+    except Exception as error:  # carried to the reader of the queue, which raises it
+        arrived.put_nowait(error)
+
+
+def _cut_step(index: int, error: GenerationCut) -> Step:
+    last = Delta(finish_reason="length", output=replace(error.output, finish_reason="length"))
+    return Step(index, last, warning=str(error))
+
+
+async def collect(steps: AsyncIterator[Step], n_jobs: int) -> list[Step]:
+    """The last step of every job, which has its whole output, in the order of the jobs."""
+    last: dict[int, Step] = {}
+    async for step in steps:
+        if step.output is not None:
+            last[step.index] = step
+    return [last[index] for index in range(n_jobs)]

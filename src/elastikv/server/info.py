@@ -1,0 +1,70 @@
+"""What a client may want to know before it asks: health, models, properties."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from elastikv.engine.params import SamplingParams
+from elastikv.server.errors import APIError
+from elastikv.server.state import ServerState, ready_state, server_state
+
+router = APIRouter()
+
+State = Annotated[ServerState, Depends(ready_state)]
+
+
+@router.get("/health")
+async def health(state: Annotated[ServerState, Depends(server_state)]) -> dict[str, str]:
+    """200 once the model is loaded, 503 before."""
+    state.ready_engine()
+    return {"status": "ok"}
+
+
+@router.get("/v1/models")
+async def list_models(state: State) -> dict[str, Any]:
+    """The one model that is served; ``meta.n_ctx`` is the ceiling of every session."""
+    return {"object": "list", "data": [_model(state)]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(model_id: str, state: State) -> dict[str, Any]:
+    if model_id != state.model_name:
+        raise APIError(404, f"no model is called {model_id!r}", param="model", code="model_not_found")
+    return _model(state)
+
+
+def _model(state: ServerState) -> dict[str, Any]:
+    llm = state.ready_engine().llm
+    return {
+        "id": state.model_name,
+        "object": "model",
+        "created": state.started,
+        "owned_by": "elastikv",
+        "max_model_len": llm.memory.n_ctx,
+        "meta": {
+            "n_ctx": llm.memory.n_ctx,
+            "n_ctx_train": llm.model.info.n_ctx_train,
+            "n_vocab": llm.model.info.n_vocab,
+            "architecture": llm.model.info.architecture,
+            "size": llm.model.info.weight_bytes,
+        },
+    }
+
+
+@router.get("/props")
+async def props(state: State) -> dict[str, Any]:
+    """What llama-server's ``/props`` gives, as far as it exists here."""
+    llm = state.ready_engine().llm
+    return {
+        "default_generation_settings": {"n_ctx": llm.memory.n_ctx, "params": asdict(SamplingParams())},
+        "total_slots": llm.scheduler.options.n_parallel,
+        "model_alias": state.model_name,
+        "model_architecture": llm.model.info.architecture,
+        "chat_template": llm.tokenizer.chat_template,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"elastikv {version('elastikv')}",
+    }

@@ -1,0 +1,108 @@
+"""What is checked before a request reaches a route: the key, the size of the body, the patience."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from elastikv.server.errors import APIError
+
+
+class ClientGone(Exception):
+    """The client closed its connection, or reads nothing any more; there is nobody to answer."""
+
+
+class RequireKey:
+    """401 without one of the keys; open are ``/health`` and the page's own files, which hold no data."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self.app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._keys or _is_open(scope["path"]) or self._has_key(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        error = APIError(
+            401,
+            "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
+            type="authentication_error",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await error.response()(scope, receive, send)
+
+    def _has_key(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        return any(hmac.compare_digest(given.encode(), key) for key in self._keys)
+
+
+def _is_open(path: str) -> bool:
+    return path in ("/", "/health") or path.startswith("/page/")
+
+
+class LimitClient:
+    """Read the whole body before the route runs, at most ``max_body_bytes`` and ``timeout`` seconds of it.
+
+    A write that blocks for ``timeout`` seconds (the client reads nothing) ends the request.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, timeout: float) -> None:
+        self.app = app
+        self._max_body_bytes = max_body_bytes
+        self._timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await self._read_body(Headers(scope=scope), receive)
+        except APIError as error:
+            await error.response()(scope, receive, send)
+            return
+        except ClientGone:
+            return
+        replayed: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_again() -> Message:
+            return replayed.pop() if replayed else await receive()
+
+        async def send_in_time(message: Message) -> None:
+            try:
+                with anyio.fail_after(self._timeout):
+                    await send(message)
+            except TimeoutError as error:
+                raise ClientGone from error
+
+        try:
+            await self.app(scope, receive_again, send_in_time)
+        except ClientGone:
+            return
+
+    async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
+        declared = headers.get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._max_body_bytes:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            with anyio.fail_after(self._timeout):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    body += message.get("body", b"")
+                    if len(body) > self._max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError as error:
+            raise APIError(408, f"the body did not arrive within {self._timeout:g} s", code="timeout") from error
+
+    def _too_large(self) -> APIError:
+        return APIError(413, f"the body is larger than the {self._max_body_bytes} bytes allowed", code="body_too_large")

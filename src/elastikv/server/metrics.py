@@ -1,0 +1,145 @@
+"""``GET /metrics``: what Prometheus reads. Bytes and seconds, as its conventions ask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from elastikv.engine.stats import EngineStats
+
+router = APIRouter()
+
+_REQUEST_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class RequestMetrics:
+    """What the HTTP side measures itself; one registry per app, so that apps do not share numbers."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "elastikv_http_requests", "Requests answered", ["route", "status"], registry=self.registry
+        )
+        self._request_seconds = Histogram(
+            "elastikv_http_request_seconds",
+            "From a request's arrival to the end of its answer",
+            ["route"],
+            buckets=_REQUEST_SECONDS,
+            registry=self.registry,
+        )
+        self._first_token = Histogram(
+            "elastikv_first_token_seconds",
+            "From a generation's submission to its first token",
+            buckets=_FIRST_TOKEN_SECONDS,
+            registry=self.registry,
+        )
+        self._next_token = Histogram(
+            "elastikv_next_token_seconds",
+            "Between two tokens of one generation",
+            buckets=_TOKEN_SECONDS,
+            registry=self.registry,
+        )
+
+    def observe_tokens(self, seconds: float, *, is_first: bool) -> None:
+        (self._first_token if is_first else self._next_token).observe(seconds)
+
+    def observe_request(self, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+
+class CountRequests:
+    """Measures every request that reaches the routes. A client that went away counts as 499."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self.app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 499
+
+        async def noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting_status)
+        finally:
+            # Only routes become labels: anything else would let clients make up as many as they like.
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.observe_request(route, status, time.perf_counter() - started)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus text; while the model loads, without the engine's part."""
+    state = request.app.state.server
+    text = generate_latest(state.metrics.registry)
+    if state.engine is not None:
+        registry = CollectorRegistry()
+        registry.register(_EngineCollector(await state.engine.stats()))
+        text += generate_latest(registry)
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+class _EngineCollector(Collector):
+    """One look at the engine, as metrics."""
+
+    def __init__(self, stats: EngineStats) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats, memory = self._stats, self._stats.memory
+        gauges = {
+            "kv_committed_bytes": (memory.committed_bytes, "Bytes of KV memory that are backed"),
+            "kv_reserved_bytes": (memory.reserved_bytes, "Address space that is only promised"),
+            "kv_peak_committed_bytes": (memory.peak_committed_bytes, "Most bytes ever backed, transients included"),
+            "kv_capacity_cells": (memory.capacity_cells, "Cells that are backed"),
+            "kv_used_cells": (memory.used_cells, "Cells that hold a token"),
+            "compute_bytes": (memory.compute_bytes, "Bytes of compute buffers"),
+            "sessions_running": (stats.n_running, "Generations that run"),
+            "sessions_waiting": (stats.n_waiting, "Generations in the queue"),
+            "sessions_idle": (stats.n_idle, "Finished sessions whose memory is kept"),
+            "sessions_parked": (stats.n_parked, "Sessions that are on disk"),
+        }
+        if memory.budget_bytes is not None:
+            gauges["kv_budget_bytes"] = (memory.budget_bytes, "Limit on KV memory and compute buffers")
+        for name, (value, text) in gauges.items():
+            yield GaugeMetricFamily(f"elastikv_{name}", text, value=value)
+        counters = {
+            "kv_resizes": (memory.n_resizes, "Changes of a capacity"),
+            "kv_resize_seconds": (memory.resize_seconds, "Time spent in them"),
+            "kv_refusals": (stats.n_refusals, "Growth that was refused"),
+            "preemptions": (stats.n_preemptions, "Running generations set aside for memory"),
+            "releases": (stats.n_releases, "Memory given back by idle or preempted sessions"),
+            "parks": (stats.n_parks, "Sessions written to disk"),
+            "restores": (stats.n_restores, "Sessions read back from disk"),
+            "prompt_tokens": (stats.tokens_prompt, "Prompt tokens computed"),
+            "cached_prompt_tokens": (stats.tokens_cached, "Prompt tokens that were held already"),
+            "generated_tokens": (stats.tokens_generated, "Tokens generated"),
+        }
+        for name, (value, text) in counters.items():
+            yield CounterMetricFamily(f"elastikv_{name}", text, value=value)

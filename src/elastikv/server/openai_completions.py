@@ -1,0 +1,66 @@
+"""``POST /v1/completions``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
+from elastikv.server.generation import Step, make_jobs, sampling_params
+from elastikv.server.prompts import check_completion, completion_prompts
+from elastikv.server.replies import Reply, answer, json_logprob
+from elastikv.server.schemas import CompletionRequest
+from elastikv.server.state import ServerState, ready_state
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(
+    body: CompletionRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
+) -> Response:
+    """Text that follows one or several prompts, whole or as server-sent events."""
+    check_completion(body, state)
+    params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs)
+    jobs = make_jobs(await completion_prompts(body, state), params, body.n_choices)
+    return await answer(request, state, body, jobs, CompletionReply(state, body.n_choices))
+
+
+class CompletionReply(Reply):
+    id_prefix = "cmpl-"
+    whole_object = chunk_object = "text_completion"
+
+    def __init__(self, state: ServerState, n_choices: int) -> None:
+        super().__init__(state, n_choices)
+        self._offsets: defaultdict[int, int] = defaultdict(int)
+
+    def opening(self, index: int) -> None:
+        return None
+
+    def piece(self, step: Step) -> dict[str, Any]:
+        delta = step.delta
+        return self._choice(step.index, delta.text, delta.logprobs, delta.finish_reason)
+
+    def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
+        return self._choice(index, output.text, output.logprobs, output.finish_reason)
+
+    def _choice(
+        self, index: int, text: str, tokens: list[TokenLogprobs] | None, finish_reason: str | None
+    ) -> dict[str, Any]:
+        logprobs = None if tokens is None else self._logprobs(index, tokens)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, index: int, tokens: list[TokenLogprobs]) -> dict[str, Any]:
+        """OpenAI's columns; ``text_offset`` counts the characters of the choice before each token."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(token.text)
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [json_logprob(token.logprob) for token in tokens],
+            "top_logprobs": [{other.text: json_logprob(other.logprob) for other in token.top} for token in tokens],
+            "text_offset": offsets,
+        }

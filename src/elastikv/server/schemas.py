@@ -1,0 +1,136 @@
+"""Bodies of requests. Unknown members are ignored, as OpenAI and llama-server do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+MAX_CHOICES = 128
+INT32_MAX = 2**31 - 1
+
+
+def _encodable(text: str) -> str:
+    """JSON may escape half of a surrogate pair; no tokenizer has a use for it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class ResponseFormat(Body):
+    type: str
+
+
+class GenerationRequest(Body):
+    """What chat and text completions have in common. None: the engine's default.
+
+    Ranges are ``SamplingParams``' business; bounds here only keep integers within the machine's.
+    """
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    stop: Text | list[Text] | None = None
+    max_tokens: int | None = Field(None, le=INT32_MAX)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = Field(None, le=INT32_MAX)
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_last_n: int | None = Field(None, le=INT32_MAX)
+    logit_bias: dict[TokenId, float] | None = None
+    ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def n_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class TextPart(Body):
+    type: str
+    text: Text | None = None
+
+
+class ChatMessage(Body):
+    """A turn. ``content`` may be text or a list of text parts; pictures and sound are refused."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+    name: Text | None = None
+
+
+class ChatRequest(GenerationRequest):
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, le=INT32_MAX)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, le=INT32_MAX)
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    logprobs: int | None = Field(None, le=INT32_MAX)
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+
+
+class TokenizeRequest(Body):
+    content: Text
+    add_special: bool = False
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(Body):
+    tokens: list[TokenId]
+
+
+class SlotFileRequest(Body):
+    """``filename``: a plain name inside ``--slot-save-path``."""
+
+    filename: Text | None = None
+
+
+class MemoryRequest(Body):
+    """One wish: ``n_cells``, ``shrink``, or ``budget``."""
+
+    n_cells: int | None = Field(None, ge=1, le=INT32_MAX)
+    shrink: Literal[True] | None = None
+    budget: Text | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> MemoryRequest:
+        if sum(wish is not None for wish in (self.n_cells, self.shrink, self.budget)) != 1:
+            raise ValueError('give exactly one of {"n_cells": N}, {"shrink": true} and {"budget": "2GiB"}')
+        return self

@@ -1,0 +1,31 @@
+"""Text to tokens and back."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from elastikv.server.prompts import check_token_ids
+from elastikv.server.schemas import DetokenizeRequest, TokenizeRequest
+from elastikv.server.state import ServerState, ready_state
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, Any]:
+    """``with_pieces`` gives each token's text beside its id."""
+    tokenizer = state.ready_engine().llm.tokenizer
+    token_ids = await asyncio.to_thread(tokenizer.encode, body.content, add_special=body.add_special)
+    if not body.with_pieces:
+        return {"tokens": token_ids}
+    return {"tokens": [{"id": token_id, "piece": tokenizer.decode([token_id])} for token_id in token_ids]}
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, str]:
+    check_token_ids(body.tokens, state, "tokens")
+    tokenizer = state.ready_engine().llm.tokenizer
+    return {"content": await asyncio.to_thread(tokenizer.decode, body.tokens)}

@@ -1,0 +1,71 @@
+"""A server that runs: real sockets and uvicorn, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from fake_engine import FakeAsyncLLM
+
+from elastikv.server import ServerSettings, create_app
+
+
+class RunningServer:
+    """``url`` and an ``http`` client of it; ``call`` runs something on the server's event loop."""
+
+    def __init__(self, engine: FakeAsyncLLM, server: uvicorn.Server, url: str, headers: dict[str, str]) -> None:
+        self.engine = engine
+        self.server = server
+        self.url = url
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=10)
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def call(self, function: Callable[[], Any]) -> None:
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(function)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+
+@contextmanager
+def running(
+    engine: FakeAsyncLLM, *, load: Callable[[], FakeAsyncLLM] | None = None, **settings: Any
+) -> Iterator[RunningServer]:
+    """Serve ``engine`` on a free port; ``load`` instead of it to watch the loading."""
+    app = create_app(ServerSettings(**settings), load or (lambda: engine), load_failed=lambda error: None)
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve()), daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    keys = settings.get("api_keys", ())
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+    handle = RunningServer(engine, server, f"http://127.0.0.1:{port}", headers)
+    handle.loop = loop
+    try:
+        if load is None:
+            wait_for(lambda: handle.http.get("/health").status_code == 200)
+        yield handle
+    finally:
+        handle.http.close()
+        server.should_exit = True
+        thread.join(timeout=10)
+        assert not thread.is_alive(), "the server did not stop"
+        loop.close()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Poll until ``condition`` holds; fails the test if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
