@@ -1,0 +1,159 @@
+"""What the layers of one cache share: limit, growth policy, budget. Here it is decided who grows and when.
+
+One forward pass is all or nothing: its first layer asks for room in *all* layers before anything is
+written. Only the first pass of an empty cache meets layers of unknown shape on its way; if one of
+them is refused, the cache is emptied again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from elastikv.errors import CacheFull, InvalidRequest
+from elastikv.integrations.layer_cells import LayerCells
+from elastikv.memory.budget import Budget
+from elastikv.memory.growth import Growth, parse_growth
+from elastikv.memory.storage import StorageKind
+
+_log = logging.getLogger(__name__)
+
+CapacityChange = tuple[LayerCells, int, int]
+"""``(cells, capacity, rows to keep)``"""
+
+
+class Member(Protocol):
+    """A layer of the cache."""
+
+    def reset(self) -> None: ...
+
+
+class CellsOwner(Member, Protocol):
+    """A layer that stores a row per token."""
+
+    cells: LayerCells | None
+    length: int
+
+    @property
+    def n_used(self) -> int:
+        """Rows of ``cells`` that hold something."""
+        ...
+
+    def rows_needed(self, n_new: int) -> int:
+        """Rows that ``cells`` must have to take ``n_new`` more tokens."""
+        ...
+
+    def row_limit(self, n_needed: int) -> int:
+        """Rows that a growth policy may go up to; at least ``n_needed``."""
+        ...
+
+
+class CacheMemory:
+    """Budget, growth, and the layers that stand on them. ``n_ctx`` counts tokens of a sequence."""
+
+    def __init__(self, n_ctx: int, growth: str | None, initial: int, budget: Budget, storage: StorageKind) -> None:
+        if n_ctx < 1:
+            raise InvalidRequest(f"n_ctx must be at least 1, got {n_ctx}")
+        if initial < 1:
+            raise InvalidRequest(f"initial must be at least 1 cell, got {initial}")
+        self.n_ctx = n_ctx
+        self.budget = budget
+        self.members: list[Member] = []
+        self.owners: list[CellsOwner] = []
+        self.state_bytes = 0
+        self.n_resizes = 0
+        self.resize_seconds = 0.0
+        self._initial = initial
+        self._storage = storage
+        self._growth = parse_growth(growth) if growth is not None else None
+
+    def leads(self, layer: Member) -> bool:
+        """Whether ``layer`` is the first one that a forward pass comes to."""
+        return layer is self.members[0]
+
+    def open_cells(self, samples: Sequence[torch.Tensor]) -> LayerCells:
+        return LayerCells(samples, self.n_ctx, self._storage, self.budget)
+
+    def charge_state(self, n_bytes: int) -> None:
+        """Account for recurrent state that is about to be allocated (or, negative, was let go)."""
+        if n_bytes > 0:
+            self.budget.charge(n_bytes)
+        else:
+            self.budget.release(-n_bytes)
+        self.state_bytes += n_bytes
+
+    def make_room(self, layer: Member, n_new: int) -> None:
+        """Room for ``n_new`` tokens in ``layer``, and in all others too if it leads the pass.
+
+        CacheFull: the cache holds what it held before the pass.
+        """
+        owners = self.owners if self.leads(layer) else [owner for owner in self.owners if owner is layer]
+        needs = []
+        for owner in owners:
+            if owner.cells is None:
+                continue
+            if owner.length + n_new > self.n_ctx:
+                left = self.n_ctx - owner.length
+                raise CacheFull("n_ctx", asked=n_new, left=left, limit=self.n_ctx)
+            n_rows = owner.rows_needed(n_new)
+            if n_rows > owner.cells.capacity:
+                needs.append((owner, owner.cells, n_rows))
+        if needs:
+            self._grow(needs)
+
+    def reset(self) -> None:
+        for member in self.members:
+            member.reset()
+
+    def set_capacities(self, changes: Sequence[CapacityChange]) -> None:
+        """All of them change, or (CacheFull) none does. Growths come first, for a shrink cannot fail."""
+        refusal = self._refusal(changes)
+        if refusal:
+            self.budget.n_refusals += 1
+            raise refusal
+        started = time.perf_counter()
+        done: list[CapacityChange] = []
+        try:
+            for cells, capacity, n_keep in sorted(changes, key=lambda change: change[1] <= change[0].capacity):
+                before = cells.capacity
+                cells.set_capacity(capacity, n_keep)
+                done.append((cells, before, n_keep))
+        except BaseException:
+            for cells, before, n_keep in reversed(done):
+                cells.set_capacity(before, n_keep)
+            raise
+        self.n_resizes += 1
+        self.resize_seconds += time.perf_counter() - started
+
+    def _grow(self, needs: Sequence[tuple[CellsOwner, LayerCells, int]]) -> None:
+        """By the policy; by what is needed where the budget has no room for more."""
+        wanted = [(cells, self._policy_capacity(owner, cells, n_rows), owner.n_used) for owner, cells, n_rows in needs]
+        if self._refusal(wanted):
+            wanted = [(cells, n_rows, owner.n_used) for owner, cells, n_rows in needs]
+        self.set_capacities(wanted)
+        cells, capacity, _ = wanted[0]
+        _log.debug("%d layers grew, the first to %d cells of %d bytes", len(wanted), capacity, cells.bytes_per_row)
+
+    def _policy_capacity(self, owner: CellsOwner, cells: LayerCells, n_rows: int) -> int:
+        growth: Growth = self._growth or parse_growth(cells.storage.default_growth)
+        return growth.capacity_for(
+            n_rows,
+            cells.capacity,
+            initial=self._initial,
+            n_ctx=owner.row_limit(n_rows),
+            # Layers whose shape is not known yet are taken to be like this one.
+            bytes_per_cell=cells.bytes_per_row * len(self.owners),
+            page_cells=cells.storage.page_rows,
+        )
+
+    def _refusal(self, changes: Sequence[CapacityChange]) -> CacheFull | None:
+        added = peak = 0
+        for cells, capacity, _ in changes:
+            if capacity > cells.capacity:
+                peak = max(peak, added + cells.storage.peak_bytes(capacity))
+                added += cells.storage.added_bytes(capacity)
+        return self.budget.refusal(peak)

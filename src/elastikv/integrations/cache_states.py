@@ -1,0 +1,187 @@
+"""Layers of ``ElasticCache`` that remember a state of fixed size, alone or beside attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers.cache_utils import LinearAttentionLayer
+
+from elastikv.errors import CacheFull, InvalidRequest
+from elastikv.integrations.cache_layers import ElasticLayer, ElasticSlidingLayer
+from elastikv.integrations.cache_memory import CacheMemory
+
+
+class ElasticStateLayer(LinearAttentionLayer):
+    """Linear attention, Mamba or convolution. The tensors are transformers' own; the budget is charged for them."""
+
+    is_compileable = False
+
+    def __init__(self, memory: CacheMemory, number_of_states: int = 1) -> None:
+        super().__init__(number_of_states=number_of_states)
+        self.memory = memory
+        self._state_bytes = 0
+        if self not in memory.members:
+            memory.members.append(self)
+
+    def lazy_initialization(
+        self,
+        conv_states: torch.Tensor | None = None,
+        recurrent_states: torch.Tensor | None = None,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+    ) -> None:
+        n_bytes = 0
+        if conv_states is not None:
+            width = conv_kernel_size or conv_states.shape[-1]
+            n_bytes += math.prod(conv_states.shape[:-1]) * width * conv_states.element_size()
+        if recurrent_states is not None:
+            n_bytes += recurrent_states.nbytes
+        self._charge(n_bytes)
+        with torch.inference_mode(False):
+            super().lazy_initialization(conv_states, recurrent_states, state_idx, conv_kernel_size)
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """As transformers'. Asks for room first: once a state is overwritten there is no way back."""
+        if self.has_previous_state[state_idx]:
+            held = self.conv_states[state_idx]
+            if len(held) != len(conv_states):
+                raise InvalidRequest(
+                    f"the cache holds a batch of {len(held)} sequences but was given {len(conv_states)}; reset() it, "
+                    "or change it with batch_repeat_interleave() or batch_select_indices()"
+                )
+            # Some models hand over a whole state of kernel size instead of the new tokens.
+            n_new = conv_states.shape[-1]
+            self.prepare(n_new if n_new > self.conv_kernel_size[state_idx] else 1)
+        return super().update_conv_state(conv_states, state_idx, conv_kernel_size, **kwargs)
+
+    def prepare(self, n_new: int) -> None:
+        """Before a state changes: if this layer leads the pass, room for its tokens in all others."""
+        if self.memory.leads(self):
+            self.memory.make_room(self, n_new)
+
+    def _charge(self, n_bytes: int) -> None:
+        """CacheFull can only come in a cache's first pass; it leaves the cache empty."""
+        try:
+            self.memory.charge_state(n_bytes)
+        except CacheFull:
+            self.memory.reset()
+            raise
+        self._state_bytes += n_bytes
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if any(self.is_recurrent_states_initialized.values()) and tokens_to_remove:
+            raise InvalidRequest("a recurrent state cannot be cut back; reset() the cache and compute it again")
+        super().crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select(torch.arange(self._batch_size()).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._select(torch.arange(self._batch_size())[indices.cpu()])
+
+    def _states(self) -> list[tuple[dict[int, torch.Tensor], int]]:
+        """Where the tensors that exist are: ``(dictionary, key)``."""
+        kinds = (
+            (self.conv_states, self.is_conv_states_initialized),
+            (self.recurrent_states, self.is_recurrent_states_initialized),
+        )
+        return [(states, i) for states, exists in kinds for i in range(self.number_of_states) if exists[i]]
+
+    def _batch_size(self) -> int:
+        return next((len(states[i]) for states, i in self._states()), 0)
+
+    def _select(self, batch_index: torch.Tensor) -> None:
+        if not self._batch_size():
+            return
+        n_bytes = self._state_bytes * len(batch_index) // self._batch_size() - self._state_bytes
+        self.memory.charge_state(n_bytes)
+        self._state_bytes += n_bytes
+        with torch.inference_mode(False):
+            for states, i in self._states():
+                states[i] = states[i].index_select(0, batch_index.to(states[i].device))
+
+    def copy_from(self, other: ElasticStateLayer) -> None:
+        """Hold what ``other`` holds, in memory of its own. CacheFull: this layer is empty."""
+        self._charge(other._state_bytes)
+        self.device, self.dtype, self.record_past = other.device, other.dtype, other.record_past
+        for name in ("conv_kernel_size", "is_conv_states_initialized", "is_recurrent_states_initialized"):
+            setattr(self, name, dict(getattr(other, name)))
+        self.has_previous_state = dict(other.has_previous_state)
+        with torch.inference_mode(False):
+            for kind in ("conv_states", "recurrent_states"):
+                states = getattr(other, kind)
+                setattr(self, kind, {i: None if states[i] is None else states[i].clone() for i in states})
+
+    def reset(self) -> None:
+        """Forget everything and give the memory back."""
+        self.memory.charge_state(-self._state_bytes)
+        self._state_bytes = 0
+        LinearAttentionLayer.__init__(self, self.number_of_states)
+
+    def offload(self) -> None:
+        raise InvalidRequest("this cache does not offload; use DynamicCache(offloading=True)")
+
+    prefetch = offload
+
+
+class _BesideAttention(ElasticStateLayer):
+    """What a layer does that has both a state and cells: everything to both of its halves."""
+
+    attention: type[ElasticLayer]
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Attention calls with two positional arguments, states are passed by name."""
+        (self.attention if len(args) == 2 else ElasticStateLayer).lazy_initialization(self, *args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        self._both("activate_past_recording")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self._both("crop", tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._both("reorder_cache", beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._both("batch_repeat_interleave", repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._both("batch_select_indices", indices)
+
+    def copy_from(self, other: Any) -> None:
+        self._both("copy_from", other)
+
+    def reset(self) -> None:
+        self._both("reset")
+
+    def _both(self, method: str, *args: Any) -> None:
+        for half in (self.attention, ElasticStateLayer):
+            if hasattr(half, method):
+                getattr(half, method)(self, *args)
+
+
+class ElasticHybridLayer(_BesideAttention, ElasticLayer):
+    """A state and full attention in one layer (Falcon-H1)."""
+
+    attention = ElasticLayer
+
+    def __init__(self, memory: CacheMemory, number_of_states: int = 1) -> None:
+        ElasticLayer.__init__(self, memory)
+        ElasticStateLayer.__init__(self, memory, number_of_states)
+
+
+class ElasticSlidingHybridLayer(_BesideAttention, ElasticSlidingLayer):
+    """A state and a sliding window in one layer."""
+
+    attention = ElasticSlidingLayer
+
+    def __init__(self, memory: CacheMemory, sliding_window: int, number_of_states: int = 1) -> None:
+        ElasticSlidingLayer.__init__(self, memory, sliding_window)
+        ElasticStateLayer.__init__(self, memory, number_of_states)
