@@ -119,10 +119,8 @@ def tiny_transformers_model(arch: str, *, seed: int = 0, **overrides: Any) -> Pr
 
 @torch.no_grad()
 def _randomise(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if "embed_tokens" in name:
-            parameter.normal_(std=1.0)
-        elif parameter.ndim >= 2:
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
             parameter.normal_(std=1.0 / math.sqrt(parameter[0].numel()))
         else:  # norms, biases, A_log and dt_bias: around what they start from
             parameter.add_(torch.randn_like(parameter), alpha=0.2)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import silu
 
 from elastikv.batch import Span, UBatch
 from elastikv.errors import InvalidRequest
@@ -51,12 +51,12 @@ class ReferenceKernels:
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return torch.mul(F.silu(gate), up, out=out)
+        return torch.mul(silu(gate), up, out=out)
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
-        return self.rms_norm(x, weight, eps, out).mul_(F.silu(gate))
+        return self.rms_norm(x, weight, eps, out).mul_(silu(gate))
 
     def rope_store(
         self,
@@ -110,7 +110,7 @@ class ReferenceKernels:
             sums = inputs[: span.n_tokens] * weight[:, 0]
             for tap in range(1, weight.shape[1]):
                 sums.addcmul_(inputs[tap : tap + span.n_tokens], weight[:, tap])
-            out[span.start : span.stop] = F.silu(sums)
+            out[span.start : span.stop] = silu(sums)
             memory.target(layer, span.seq_id)[0].copy_(inputs[len(inputs) - n_before :].t())
         return out
 

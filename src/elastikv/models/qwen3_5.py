@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import softplus
 
 from elastikv.kernels.base import Kernels
 from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
@@ -71,7 +71,7 @@ class DeltaNet:
         projected = self._projection(x, out=step.view("wide", self._projection.n_out))
         qkv, z, b, a = projected.split(self._projected_split, dim=1)
         beta = b.sigmoid()
-        decay = F.softplus(a + self._decay_bias).mul_(self._decay_rate)
+        decay = softplus(a + self._decay_bias).mul_(self._decay_rate)
 
         mixed = step.view("conv", net.conv_channels)
         kernels.causal_conv(qkv, self._conv_weight, memory, layer, ubatch, out=mixed)
