@@ -46,5 +46,5 @@ def test_no_control_groups(tmp_path: Path) -> None:
 def test_the_smallest_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("elastikv.memory.machine.read_cgroups", lambda: [MachineMemory(1 << 20, 1 << 10)])
     assert read_machine_memory() == MachineMemory(1 << 20, 1 << 10)
-    monkeypatch.setattr("elastikv.memory.machine.read_cgroups", lambda: [])
+    monkeypatch.setattr("elastikv.memory.machine.read_cgroups", list)
     assert read_machine_memory().total_bytes == psutil.virtual_memory().total
