@@ -1,1 +1,83 @@
 """Language models with a KV cache that costs what is used, not what is allowed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from elastikv.errors import (
+    CacheFull,
+    CorruptFile,
+    ElastikvError,
+    GenerationCut,
+    InvalidRequest,
+    ModelError,
+    PromptTooLong,
+    QueueFull,
+    SnapshotError,
+    UnsupportedModel,
+)
+
+if TYPE_CHECKING:
+    from elastikv.engine.async_llm import AsyncLLM
+    from elastikv.engine.llm import LLM
+    from elastikv.engine.outputs import Delta, GenerationOutput, Timings, TokenLogprobs, TopLogprob
+    from elastikv.engine.params import SamplingParams
+    from elastikv.engine.policy import SchedulerOptions
+    from elastikv.engine.stats import EngineStats, SessionInfo
+    from elastikv.memory.base import MemoryStats, SequenceStats
+
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CacheFull",
+    "CorruptFile",
+    "Delta",
+    "ElastikvError",
+    "EngineStats",
+    "GenerationCut",
+    "GenerationOutput",
+    "InvalidRequest",
+    "MemoryStats",
+    "ModelError",
+    "PromptTooLong",
+    "QueueFull",
+    "SamplingParams",
+    "SchedulerOptions",
+    "SequenceStats",
+    "SessionInfo",
+    "SnapshotError",
+    "Timings",
+    "TokenLogprobs",
+    "TopLogprob",
+    "UnsupportedModel",
+]
+
+# Imported when first asked for: `import elastikv` must not wait for torch.
+_MODULES = {
+    "AsyncLLM": "elastikv.engine.async_llm",
+    "LLM": "elastikv.engine.llm",
+    "Delta": "elastikv.engine.outputs",
+    "GenerationOutput": "elastikv.engine.outputs",
+    "Timings": "elastikv.engine.outputs",
+    "TokenLogprobs": "elastikv.engine.outputs",
+    "TopLogprob": "elastikv.engine.outputs",
+    "SamplingParams": "elastikv.engine.params",
+    "SchedulerOptions": "elastikv.engine.policy",
+    "EngineStats": "elastikv.engine.stats",
+    "SessionInfo": "elastikv.engine.stats",
+    "MemoryStats": "elastikv.memory.base",
+    "SequenceStats": "elastikv.memory.base",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'elastikv' has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

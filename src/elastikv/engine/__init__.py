@@ -1,0 +1,1 @@
+"""From tokens to text: decode calls, sampling, and many requests sharing one memory."""

@@ -1,0 +1,42 @@
+"""Which requests are taken at all, and which may start now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from elastikv.engine.cost import SequenceCost
+from elastikv.engine.params import SamplingParams
+from elastikv.engine.requests import Request
+from elastikv.engine.room import Room
+from elastikv.errors import CacheFull, InvalidRequest, PromptTooLong
+from elastikv.memory.budget import Budget
+
+
+class Admission:
+    """Compares what a request needs at least with what the model, n_ctx and the budget allow."""
+
+    def __init__(self, n_vocab: int, n_ctx: int, cost: SequenceCost, budget: Budget, room: Room) -> None:
+        self._n_vocab = n_vocab
+        self._n_ctx = n_ctx
+        self._cost = cost
+        self._budget = budget
+        self._room = room
+
+    def check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise what makes a request impossible: InvalidRequest, PromptTooLong, CacheFull."""
+        if not len(token_ids):
+            raise InvalidRequest("the prompt is empty; give at least one token")
+        for token_id in (*token_ids, *(params.logit_bias or ())):
+            if not 0 <= token_id < self._n_vocab:
+                raise InvalidRequest(f"token {token_id} is none of the model's {self._n_vocab} tokens")
+        if len(token_ids) > self._n_ctx:
+            raise PromptTooLong(len(token_ids), self._n_ctx)
+        limit = self._budget.limit_bytes
+        if limit is not None:
+            n_bytes, most = self._cost.n_bytes(len(token_ids)), max(limit - self._budget.compute_bytes, 0)
+            if n_bytes > most:
+                raise CacheFull("kv-budget", asked=n_bytes, left=most, limit=limit)
+
+    def fits_now(self, request: Request) -> bool:
+        """Whether its tokens have room once idle sessions make way; growth while generating is not foreseen."""
+        return self._cost.n_bytes(len(request.token_ids)) <= self._budget.left() + self._room.idle_bytes()

@@ -1,0 +1,96 @@
+"""What a caller may ask of one generation, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from elastikv.errors import InvalidRequest
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. Defaults are llama.cpp's; ``temperature=0`` is greedy.
+
+    Applied in llama.cpp's order: logit_bias, penalties, top_k, top_p, min_p, temperature.
+
+    temperature: 0 takes the most likely token; then the cuts below have no say.
+    top_k: keep the k most likely tokens (0: all).
+    top_p: keep the fewest tokens whose probabilities add up to this (1: all).
+    min_p: keep tokens at least this fraction as likely as the most likely one (0: all).
+    repeat_penalty: divides (multiplies, if negative) the logits of recent tokens (1: off).
+    presence_penalty, frequency_penalty: subtracted once, or per occurrence, for recent tokens (0: off).
+    repeat_last_n: how many tokens, prompt included, count as recent for the three penalties (-1: all).
+    seed: makes the choices reproducible; None draws a fresh one.
+    max_tokens: tokens to generate at most; None: until the model stops or n_ctx is reached.
+    stop: strings that end the text, and are not part of it.
+    logprobs: report each token's log probability, and those of this many most likely tokens (None: off).
+    logit_bias: added to the logits of these token ids, -100..100.
+    ignore_eos: the model may not end the text.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+    max_tokens: int | None = 256
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stops)
+        _in_range("temperature", self.temperature, 0.0, math.inf, "0 is greedy")
+        _in_range("top_k", self.top_k, 0, math.inf, "0 keeps all tokens")
+        _in_range("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens", open_below=True)
+        _in_range("min_p", self.min_p, 0.0, 1.0, "0 keeps all tokens")
+        _in_range("repeat_penalty", self.repeat_penalty, 0.0, math.inf, "1 switches it off", open_below=True)
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0, "0 switches it off")
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0 switches it off")
+        _in_range("repeat_last_n", self.repeat_last_n, -1, math.inf, "-1 looks at all tokens")
+        _whole("top_k", self.top_k)
+        _whole("repeat_last_n", self.repeat_last_n)
+        if self.seed is not None:
+            _whole("seed", self.seed)
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens)
+            _in_range("max_tokens", self.max_tokens, 1, math.inf, "None sets no bound")
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs)
+            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS, "None switches them off")
+        if not all(isinstance(stop, str) and stop for stop in stops):
+            raise InvalidRequest("stop must be non-empty strings; leave it out to stop at the end token only")
+        for token_id, bias in (self.logit_bias or {}).items():
+            _whole("a token id of logit_bias", token_id)
+            _in_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0, "-100 bans the token")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """``stop`` as the tuple that it was made into."""
+        return tuple(self.stop)
+
+
+def _whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be a whole number, got {value!r}")
+
+
+def _in_range(name: str, value: float, low: float, high: float, remedy: str, *, open_below: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidRequest(f"{name} must be a number, got {value!r}")
+    good = low <= value <= high and not (open_below and value == low)
+    # Comparisons with NaN are false, so NaN never passes; infinity only where nothing bounds from above.
+    if not good or math.isinf(value):
+        above = "above" if open_below else "at least"
+        bounds = f"{above} {low:g}" if math.isinf(high) else f"{above} {low:g} and at most {high:g}"
+        raise InvalidRequest(f"{name} must be {bounds}, got {value}; {remedy}")

@@ -1,0 +1,87 @@
+"""Sessions on disk: written when they leave memory, read when a prompt begins with them, also after a restart."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from pathlib import Path
+
+from elastikv.engine.sessions import Session, SessionTable
+from elastikv.errors import CacheFull, SnapshotError
+from elastikv.memory.base import Memory
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".safetensors"
+
+
+class Parking:
+    """A folder of parked sessions. Files of other models, and broken ones, are named once and left alone."""
+
+    def __init__(self, folder: Path, memory: Memory, sessions: SessionTable, fingerprint: str, n_max: int) -> None:
+        self._folder = folder
+        self._memory = memory
+        self._sessions = sessions
+        self._fingerprint = fingerprint
+        self._n_max = n_max
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime):
+            self._find(path)
+
+    def park(self, session: Session) -> bool:
+        """Write its cells; False, after one line in the log, if the disk does not take them. Memory stays as it is."""
+        from elastikv.memory.snapshot import save_sequence
+
+        path = self._folder / f"{uuid.uuid4().hex}{_SUFFIX}"
+        try:
+            save_sequence(path, self._memory, session.seq_id, session.token_ids, self._fingerprint)
+        except OSError as error:
+            log.warning("session %d could not be parked in %s: %s", session.id, self._folder, error)
+            return False
+        session.state, session.path = "parked", path
+        self._sessions.add(session)
+        for oldest in self._sessions.parked()[: -self._n_max]:
+            self.forget(oldest)
+        return True
+
+    def restore(self, session: Session) -> bool:
+        """Read its cells back; False if they cannot be had (a broken file is forgotten after one line in the log).
+
+        Raises CacheFull if there is no room, and changes nothing then.
+        """
+        from elastikv.memory.snapshot import load_sequence
+
+        assert session.path is not None
+        try:
+            load_sequence(session.path, self._memory, session.seq_id, self._fingerprint)
+        except CacheFull:
+            raise
+        except (SnapshotError, OSError) as error:
+            log.warning("a parked session is computed again: %s", error)
+            self.forget(session)
+            return False
+        session.path.unlink(missing_ok=True)
+        session.path = None
+        return True
+
+    def forget(self, session: Session) -> None:
+        """Remove the session and its file."""
+        if session.path is not None:
+            session.path.unlink(missing_ok=True)
+        self._sessions.remove(session)
+
+    def _find(self, path: Path) -> None:
+        """Take over a file of an earlier run."""
+        from elastikv.memory.snapshot import read_header
+
+        try:
+            header = read_header(path)
+        except (SnapshotError, OSError) as error:
+            log.warning("a parked session is not used: %s", error)
+            return
+        if header.fingerprint != self._fingerprint:
+            return
+        session = self._sessions.new()
+        session.state, session.path, session.token_ids = "parked", path, list(header.token_ids)
+        session.last_used = float("-inf")
+        self._sessions.add(session)

@@ -1,0 +1,138 @@
+"""One generation from its prompt to its last token. Knows text and tokens; no memory, no tensors."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
+from elastikv.engine.params import SamplingParams
+from elastikv.engine.sampling import Sampler, top_logprobs
+from elastikv.engine.sessions import Session
+from elastikv.engine.text import TextStream
+from elastikv.errors import CacheFull, ElastikvError, GenerationCut
+from elastikv.weights.tokenizer import Tokenizer
+
+
+class Request:
+    """A generation in the scheduler.
+
+    ``token_ids`` is prompt and generated tokens, and only ever gets longer; whatever a preemption or
+    an interruption loses can be computed again from it. News is appended to ``deltas``.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        eos_token_ids: Sequence[int],
+        session: Session,
+        now: float,
+    ) -> None:
+        self.number = number
+        self.params = params
+        self.session = session
+        self.token_ids = list(prompt_ids)
+        self.n_prompt = len(prompt_ids)
+        self.cached_tokens = 0
+        self.checkpoint_at: int | None = None
+        self.submitted = now
+        self.deltas: deque[Delta] = deque()
+        self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
+        self._tokenizer = tokenizer
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._sampler = Sampler(params, eos_token_ids)
+        self._text = TextStream(tokenizer.stream_decoder(), params.stops)
+        self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self._started: float | None = None
+        self._first_token: float | None = None
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.token_ids) - self.n_prompt
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    def start(self, now: float, n_cached: int) -> None:
+        """It is about to be computed, ``n_cached`` tokens of it need not be."""
+        if self._started is None:
+            self._started = now
+            self.cached_tokens = min(n_cached, self.n_prompt)
+
+    def accept(self, logits: np.ndarray, n_ctx: int, now: float) -> None:
+        """Choose the next token from float32 ``[n_vocab]`` and say what it means."""
+        token_id = self._sampler.sample(logits, self.token_ids)
+        logprobs = None if self._logprobs is None else self._logprobs_of(token_id, logits)
+        self.token_ids.append(token_id)
+        if self._first_token is None:
+            self._first_token = now
+        is_end = token_id in self._eos_token_ids
+        text = "" if is_end else self._text.push(token_id)
+        if is_end or self._text.stopped:
+            self.finish_reason = "stop"
+        elif self.n_generated == self.params.max_tokens or len(self.token_ids) >= n_ctx:
+            self.finish_reason = "length"
+        if self.finish_reason:
+            text += self._text.flush()
+        self._tell(text, [token_id], logprobs, now)
+
+    def abort(self, now: float) -> None:
+        """The caller wants no more."""
+        self.finish_reason = "abort"
+        self._tell(self._text.flush(), [], None, now)
+
+    def cut(self, cause: CacheFull, now: float) -> None:
+        """The budget wants no more. Without a single token there is nothing to carry but the cause."""
+        rest = self._text.flush()
+        if rest:
+            self.deltas.append(Delta(text=rest))
+        self.fail(GenerationCut(self.output(now), cause) if self.n_generated else cause)
+
+    def fail(self, error: Exception) -> None:
+        """It cannot go on; whoever waits for it gets ``error``."""
+        self.error = error
+
+    def output(self, now: float) -> GenerationOutput:
+        """Everything so far."""
+        return GenerationOutput(
+            text=self._text.text,
+            token_ids=self.token_ids[self.n_prompt :],
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.n_prompt,
+            cached_tokens=self.cached_tokens,
+            logprobs=self._logprobs,
+            timings=self._timings(now),
+        )
+
+    def _tell(self, text: str, token_ids: list[int], logprobs: TokenLogprobs | None, now: float) -> None:
+        output = self.output(now) if self.finish_reason else None
+        self.deltas.append(Delta(text, token_ids, [logprobs] if logprobs else None, self.finish_reason, output))
+
+    def _logprobs_of(self, token_id: int, logits: np.ndarray) -> TokenLogprobs:
+        assert self._logprobs is not None
+        logprob, top = top_logprobs(logits, token_id, self.params.logprobs or 0)
+        decode = self._tokenizer.decode
+        tops = tuple(TopLogprob(other, decode([other]), score) for other, score in top)
+        self._logprobs.append(TokenLogprobs(token_id, decode([token_id]), logprob, tops))
+        return self._logprobs[-1]
+
+    def _timings(self, now: float) -> Timings:
+        started = self.submitted if self._started is None else self._started
+        first = now if self._first_token is None else self._first_token
+        return Timings(self.n_prompt - self.cached_tokens, first - started, self.n_generated, now - first)
+
+
+def raise_if_failed(request: Request) -> None:
+    """Raise what ended ``request``, if something did."""
+    if isinstance(request.error, ElastikvError):
+        # A fresh traceback every time: the same error may be raised to more than one waiter.
+        raise request.error.with_traceback(None)
+    if request.error is not None:
+        raise request.error

@@ -1,0 +1,293 @@
+"""Who computes when, and who gives way when memory is refused. Policy: no tensors, no cells."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elastikv.batch import Batch
+from elastikv.engine.admission import Admission
+from elastikv.engine.archive import Archive
+from elastikv.engine.cost import SequenceCost
+from elastikv.engine.engine import Engine
+from elastikv.engine.events import EventLog
+from elastikv.engine.params import SamplingParams
+from elastikv.engine.parking import Parking
+from elastikv.engine.placing import Placing
+from elastikv.engine.policy import Chunk, SchedulerOptions, plan_step
+from elastikv.engine.requests import Request
+from elastikv.engine.room import Room
+from elastikv.engine.sessions import SessionTable
+from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
+from elastikv.errors import CacheFull, QueueFull
+from elastikv.memory.base import RecurrentLayer
+from elastikv.memory.budget import Budget
+from elastikv.weights.tokenizer import Tokenizer
+
+_NONE_LEFT = object()
+
+
+class Scheduler:
+    """Runs requests on an engine, step by step. Not thread-safe: one thread owns it.
+
+    Requests run in the order of their arrival, at most ``options.n_parallel`` at once. When growth is
+    refused, idle sessions leave memory first, then the youngest running request goes back to wait
+    (its tokens are kept); the oldest always goes on.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        budget: Budget,
+        cost: SequenceCost,
+        options: SchedulerOptions,
+        events: EventLog,
+        *,
+        n_batch: int,
+        n_ubatch: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.options = options
+        self.events = events
+        self._engine = engine
+        self._memory = engine.memory
+        self._tokenizer = tokenizer
+        self._eos_token_ids = tuple(sorted({*tokenizer.eos_token_ids, *engine.model.info.eos_token_ids}))
+        self._n_batch = n_batch
+        self._n_ubatch = n_ubatch
+        self._clock = clock
+        self._waiting: list[Request] = []
+        self._running: list[Request] = []
+        self._n_requests = 0
+        self._is_admission_held = False
+        self._tokens_prompt = self._tokens_cached = self._tokens_generated = 0
+        self._seconds_per_request = 1.0
+
+        info, memory, sessions = engine.model.info, engine.memory, SessionTable()
+        parking = None
+        if options.park_dir is not None:
+            parking = Parking(Path(options.park_dir), memory, sessions, info.fingerprint, options.max_parked)
+        self._sessions = sessions
+        self._room = Room(memory, sessions, parking, events)
+        self._admission = Admission(info.n_vocab, memory.n_ctx, cost, budget, self._room)
+        cuts_anywhere = not any(isinstance(layer, RecurrentLayer) for layer in engine.model.memory_layers)
+        self._placing = Placing(
+            memory, sessions, parking, self._room, events, reuses=options.prefix_reuse, cuts_anywhere=cuts_anywhere
+        )
+        self.archive = Archive(memory, sessions, self._room, events, info.fingerprint)
+
+    # What callers do
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether ``submit`` would find a place in the queue."""
+        return len(self._waiting) < self.options.max_queue
+
+    def check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise what makes a request impossible now and later: InvalidRequest, PromptTooLong, CacheFull."""
+        try:
+            self._admission.check(token_ids, params)
+        except CacheFull as refusal:
+            self.events.add("refusal", n_bytes=refusal.asked)
+            raise
+
+    def submit(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
+        """Queue a request; its news appear in ``request.deltas``. Raises as ``check``, and QueueFull."""
+        self.check(token_ids, params)
+        if not self.has_place:
+            retry_after = self._seconds_per_request * len(self._waiting) / self.options.n_parallel
+            raise QueueFull(len(self._waiting), max(retry_after, 1.0))
+        session, now = self._sessions.new(), self._clock()
+        request = Request(self._n_requests, token_ids, params, self._tokenizer, self._eos_token_ids, session, now)
+        self._n_requests += 1
+        self._waiting.append(request)
+        return request
+
+    def abort(self, request: Request) -> None:
+        """End a request; its session stays for the next turn. A finished one is left as it is."""
+        if request.finished:
+            return
+        request.abort(self._clock())
+        if request in self._waiting:
+            self._waiting.remove(request)
+        else:
+            self._retire(request)
+
+    def fail_running(self, error: Exception) -> None:
+        """A step went wrong, and not for lack of memory: all that were part of it get ``error``."""
+        for request in list(self._running):
+            request.fail(error)
+            self._retire(request)
+
+    def step(self) -> None:
+        """Compute once for everybody who runs."""
+        self._tend_idle_sessions()
+        self._admit()
+        chunks, logits = self._decode()
+        self._keep_checkpoints(chunks)
+        self._sample(chunks, logits)
+        self._retire_finished()
+
+    def release_idle(self) -> bool:
+        """Let the longest unused session leave memory; False if none is idle."""
+        idle = self._sessions.idle()
+        if idle:
+            self._room.release(idle[0])
+        return bool(idle)
+
+    def memory_changed(self) -> None:
+        """The caller has given back memory or raised the budget: preempted requests may try again."""
+        self._is_admission_held = False
+
+    def seconds_until_due(self) -> float | None:
+        """When ``step`` has something to do for idle sessions, if no request comes; None: never."""
+        return self._room.seconds_until_due(self.options, self._clock())
+
+    def tend(self) -> None:
+        """What ``step`` does for idle sessions, without computing."""
+        self._tend_idle_sessions()
+
+    def clear(self) -> None:
+        """End all requests and forget all sessions in memory."""
+        for request in [*self._running, *self._waiting]:
+            self.abort(request)
+        for session in self._sessions.idle():
+            self._room.drop(session)
+
+    def close(self) -> None:
+        """End all requests; idle sessions are parked if there is a place."""
+        for request in [*self._running, *self._waiting]:
+            self.abort(request)
+        while self.release_idle():
+            pass
+
+    # The parts of a step
+
+    def _tend_idle_sessions(self) -> None:
+        self._room.tend(self.options, self._clock())
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.options.n_parallel and self._may_start(self._waiting[0]):
+            request = self._waiting.pop(0)
+            n_cached = self._placing.place(request)
+            request.start(self._clock(), n_cached)
+            self._tokens_cached += n_cached
+            bisect.insort(self._running, request, key=lambda other: other.number)
+
+    def _may_start(self, request: Request) -> bool:
+        """Nobody starts only to be preempted again, or to compute what another is just computing."""
+        if not self._running:
+            return True
+        if self._is_admission_held or self._placing.awaits_prompt(request, self._running):
+            return False
+        return self._admission.fits_now(request)
+
+    def _decode(self) -> tuple[list[Chunk], np.ndarray | None]:
+        """What could be computed, and float32 logits ``[n, n_vocab]`` of the chunks that complete their request."""
+        concessions = self._room.concessions()
+        while chunks := self._plan():
+            try:
+                return chunks, self._engine.decode(Batch(chunk.entry for chunk in chunks)).numpy()
+            except CacheFull as refusal:
+                self.events.add("refusal", n_bytes=refusal.asked)
+                if next(concessions, _NONE_LEFT) is _NONE_LEFT:
+                    self._give_way(refusal)
+        return [], None
+
+    def _plan(self) -> list[Chunk]:
+        for request in self._running:
+            if self._n_held(request) == len(request.token_ids):  # interrupted before its token was chosen
+                self._placing.rewind(request)
+        return plan_step(self._running, self._n_held, n_batch=self._n_batch, n_ubatch=self._n_ubatch)
+
+    def _give_way(self, refusal: CacheFull) -> None:
+        """The youngest goes back to wait. One that is alone and refused has all there is: it is cut."""
+        *others, youngest = self._running
+        if others:
+            self._preempt(youngest)
+        else:
+            youngest.cut(refusal, self._clock())
+            self._retire(youngest)
+
+    def _preempt(self, request: Request) -> None:
+        """Its cells go; its tokens are computed again, or restored, once another request has ended."""
+        session = request.session
+        self._running.remove(request)
+        session.token_ids = request.token_ids[: self._n_held(request)]
+        self.events.add("preempt", session.id, n_cells=len(session.token_ids))
+        session.last_used = self._clock()
+        self._room.release(session)
+        request.session = self._sessions.new()
+        bisect.insort(self._waiting, request, key=lambda other: other.number)
+        self._is_admission_held = True
+
+    def _keep_checkpoints(self, chunks: Sequence[Chunk]) -> None:
+        for chunk in chunks:
+            if chunk.stop == chunk.request.checkpoint_at:
+                self._memory.checkpoint(chunk.request.session.seq_id)
+
+    def _sample(self, chunks: Sequence[Chunk], logits: np.ndarray | None) -> None:
+        now = self._clock()
+        complete = [chunk for chunk in chunks if chunk.completes]
+        self._tokens_prompt += sum(chunk.stop - chunk.start for chunk in chunks) - len(complete)
+        self._tokens_generated += len(complete)
+        if logits is not None:
+            for chunk, row in zip(complete, logits, strict=True):
+                chunk.request.accept(row, self._memory.n_ctx, now)
+
+    def _retire_finished(self) -> None:
+        for request in [request for request in self._running if request.finished]:
+            seconds = self._clock() - request.submitted
+            self._seconds_per_request += 0.1 * (seconds - self._seconds_per_request)
+            self._retire(request)
+
+    def _retire(self, request: Request) -> None:
+        """Its session becomes idle: the cells stay until their memory is wanted."""
+        self._running.remove(request)
+        self._is_admission_held = False
+        session = request.session
+        session.token_ids = request.token_ids[: self._n_held(request)]
+        session.n_generated += request.n_generated
+        session.state, session.last_used = "idle", self._clock()
+        if self.options.prefix_reuse and session.token_ids:
+            self._memory.checkpoint(session.seq_id)
+        else:
+            self._room.drop(session)
+
+    def _n_held(self, request: Request) -> int:
+        """How many of its tokens have cells."""
+        return self._memory.seq_pos_max(request.session.seq_id) + 1
+
+    # What it says about itself
+
+    def sessions(self) -> list[SessionInfo]:
+        """Sessions in memory and on disk, and requests that wait."""
+        waiting = [request.session for request in self._waiting]
+        return session_infos([*self._sessions, *waiting], self._memory.stats())
+
+    def stats(self) -> EngineStats:
+        counts = self.events.counts
+        return EngineStats(
+            memory=self._memory.stats(),
+            n_running=len(self._running),
+            n_waiting=len(self._waiting),
+            n_idle=len(self._sessions.idle()),
+            n_parked=len(self._sessions.parked()),
+            n_refusals=counts["refusal"],
+            n_preemptions=counts["preempt"],
+            n_releases=counts["release"],
+            n_parks=counts["park"],
+            n_restores=counts["restore"],
+            tokens_prompt=self._tokens_prompt,
+            tokens_cached=self._tokens_cached,
+            tokens_generated=self._tokens_generated,
+        )

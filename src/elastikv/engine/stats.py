@@ -1,0 +1,63 @@
+"""What the scheduler says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from elastikv.engine.sessions import Session, SessionState
+from elastikv.memory.base import MemoryStats
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One session. ``last_used`` is in seconds of the scheduler's clock; n_prompt: of its last turn."""
+
+    id: int
+    state: SessionState
+    used_cells: int
+    capacity_cells: int
+    committed_bytes: int
+    n_prompt: int
+    n_generated: int
+    last_used: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Memory as it is now; counters since the start."""
+
+    memory: MemoryStats
+    n_running: int
+    n_waiting: int
+    n_idle: int
+    n_parked: int
+    n_refusals: int
+    n_preemptions: int
+    n_releases: int
+    n_parks: int
+    n_restores: int
+    tokens_prompt: int
+    tokens_cached: int
+    tokens_generated: int
+
+
+def session_infos(sessions: Iterable[Session], memory: MemoryStats) -> list[SessionInfo]:
+    """Sessions by their number, with what memory says of their sequences."""
+    held = {sequence.seq_id: sequence for sequence in memory.sequences}
+    infos = []
+    for session in sorted(sessions, key=lambda session: session.id):
+        sequence = held.get(session.seq_id)
+        infos.append(
+            SessionInfo(
+                id=session.id,
+                state=session.state,
+                used_cells=sequence.used_cells if sequence else 0,
+                capacity_cells=sequence.capacity_cells if sequence else 0,
+                committed_bytes=sequence.committed_bytes if sequence else 0,
+                n_prompt=session.n_prompt,
+                n_generated=session.n_generated,
+                last_used=session.last_used,
+            )
+        )
+    return infos

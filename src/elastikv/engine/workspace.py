@@ -1,0 +1,75 @@
+"""Compute buffers: named, counted in the budget, and kept from one resize to the next."""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import torch
+
+from elastikv.errors import CacheFull
+from elastikv.kernels.base import Kernels
+from elastikv.memory import Budget
+from elastikv.models.base import Model
+
+
+class Workspace:
+    """The buffers that a model's forward views by name (``kernels.base.Buffers``).
+
+    Buffers are private anonymous mappings: a page costs memory once it is touched, and all of it is
+    given back at once. What the kernels hold for themselves is charged too, though not allocated here.
+    """
+
+    def __init__(self, model: Model, kernels: Kernels, budget: Budget, n_ubatch: int) -> None:
+        self._model = model
+        self._kernels = kernels
+        self._budget = budget
+        self._n_ubatch = n_ubatch
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._charged = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """What is charged to the budget."""
+        return self._charged
+
+    def reserve(self, max_capacity: int) -> None:
+        """Have room for ubatches over streams of up to ``max_capacity`` cells, or CacheFull and no change."""
+        sizes = self._model.buffer_bytes(self._n_ubatch)
+        wanted = sum(sizes.values()) + self._kernels.scratch_bytes(self._n_ubatch, max_capacity)
+        if wanted > self._charged:
+            self._budget.charge(wanted - self._charged, account="compute")
+            try:
+                self._allocate(sizes)
+            except BaseException:
+                self._budget.release(wanted - self._charged, account="compute")
+                raise
+        else:
+            self._allocate(sizes)
+            self._budget.release(self._charged - wanted, account="compute")
+        self._charged = wanted
+
+    def view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """An uninitialised tensor over the buffer ``name``; valid until the same name is viewed again."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        return self._buffers[name][:n_bytes].view(dtype).view(shape)
+
+    def close(self) -> None:
+        """Give everything back; the workspace may be reserved again."""
+        self._buffers.clear()
+        self._budget.release(self._charged, account="compute")
+        self._charged = 0
+
+    def _allocate(self, sizes: dict[str, int]) -> None:
+        kept = {name: buffer for name, buffer in self._buffers.items() if sizes.get(name) == buffer.numel()}
+        new = {name: _anonymous(n_bytes) for name, n_bytes in sizes.items() if name not in kept}
+        self._buffers = kept | new
+
+
+def _anonymous(n_bytes: int) -> torch.Tensor:
+    """uint8 ``[n_bytes]``, page-aligned; the tensor owns the mapping."""
+    try:
+        mapping = mmap.mmap(-1, max(n_bytes, 1))
+    except OSError as error:
+        raise CacheFull("machine", asked=n_bytes, left=0, limit=None) from error
+    return torch.frombuffer(mapping, dtype=torch.uint8)[:n_bytes]
