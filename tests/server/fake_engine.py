@@ -7,6 +7,7 @@ let them look at a generation that runs.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -166,7 +167,7 @@ class FakeAsyncLLM:
     def _open_session(self, n_prompt: int) -> FakeSession:
         session = FakeSession(len(self._sessions), "running", n_prompt, 256, 256 * BYTES_PER_CELL, n_prompt)
         self._sessions[session.id] = session
-        self._events.append(Event(len(self._events) + 1, 1.0, "resize", session.id, 256, session.committed_bytes))
+        self._events.append(Event(len(self._events) + 1, time.monotonic(), "resize", session.id, 256, session.committed_bytes))
         return session
 
     async def sessions(self) -> list[FakeSession]:

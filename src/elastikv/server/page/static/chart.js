@@ -58,33 +58,33 @@ export class MemoryChart {
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
     const last = this.samples.at(-1);
     const highest = Math.max(...this.samples.map((sample) => sample.committed), 1);
-    const step = niceStep((this.toScale ? Math.max(highest, last.static) : highest) * 1.15);
-    const top = step * Math.ceil(((this.toScale ? Math.max(highest, last.static) : highest) * 1.08) / step);
+    const top = 1.1 * (this.toScale ? Math.max(highest, last.static) : highest);
     const right = width - MARGIN.right;
     const bottom = height - MARGIN.bottom;
     const now = this.now();
     return {
-      right, bottom, step, top, now, last, colour,
+      right, bottom, top, now, last, colour,
       x: (t) => right - ((now - t) / SPAN) * (right - MARGIN.left),
       y: (value) => bottom - (value / top) * (bottom - MARGIN.top),
       time: (x) => now - ((right - x) / (right - MARGIN.left)) * SPAN,
     };
   }
 
-  drawGrid(context, { right, bottom, step, top, x, y, now, colour }) {
+  drawGrid(context, { right, bottom, top, x, y, now, colour }) {
+    const step = niceStep(top);
     context.font = "11px system-ui, sans-serif";
     context.lineWidth = 1;
     context.textBaseline = "middle";
     context.textAlign = "right";
-    for (let value = 0; value <= top + step / 2; value += step) {
+    for (let value = 0; value <= top; value += step) {
       context.strokeStyle = colour("line");
       line(context, MARGIN.left, y(value), right, y(value));
       context.fillStyle = colour("soft");
       context.fillText(value ? bytes(value) : "0", MARGIN.left - 7, y(value));
     }
     context.textBaseline = "top";
-    for (const seconds of [120, 90, 60, 30, 0]) {
-      context.textAlign = seconds === 120 ? "left" : seconds === 0 ? "right" : "center";
+    for (const seconds of [90, 60, 30, 0]) {
+      context.textAlign = seconds === 0 ? "right" : "center";
       context.fillText(seconds ? `−${seconds} s` : "now", x(now - seconds), bottom + 6);
     }
   }
@@ -95,7 +95,7 @@ export class MemoryChart {
     context.beginPath();
     context.rect(MARGIN.left, 0, right - MARGIN.left, bottom);
     context.clip();
-    for (const [name, fill, alpha] of [["committed", "accent", 0.28], ["used", "used", 0.75]]) {
+    for (const [name, fill, alpha] of [["committed", "accent", 0.24], ["used", "used", 0.8]]) {
       const points = this.samples.map((sample) => [x(sample.t), y(sample[name])]);
       points.push([right, points.at(-1)[1]]);
       context.beginPath();
@@ -133,7 +133,7 @@ export class MemoryChart {
       context.fillStyle = colour("static");
       context.textAlign = "right";
       context.textBaseline = "top";
-      context.fillText(`static cache ${bytes(last.static)}, far above ↑`, right, 3);
+      context.fillText(`↑ static cache: ${bytes(last.static)}`, right, 3);
     }
   }
 
@@ -187,7 +187,7 @@ function steps(context, points) {
   }
 }
 
-/** About four lines, at 1, 2 or 4 times a power of two. */
-function niceStep(highest) {
-  return 2 ** Math.ceil(Math.log2(highest / 4));
+/** Two to four lines at a power of two. */
+function niceStep(top) {
+  return 2 ** Math.ceil(Math.log2(top / 4));
 }

@@ -6,6 +6,7 @@ import { ago, bytes, count, times } from "./format.js";
 
 const POLL = 400; // milliseconds
 const N_EVENTS = 8;
+const N_SESSIONS = 10;
 
 const byId = (id) => document.getElementById(id);
 
@@ -62,21 +63,22 @@ export class MemoryPanel {
   }
 
   showSessions({ sessions, n_ctx: nCtx }) {
-    const shown = sessions.filter((session) => session.state !== "parked" || session.committed_bytes);
+    const holding = sessions.filter((session) => session.state !== "parked");
+    const shown = mostInteresting(holding);
     const largest = Math.max(...shown.map((session) => session.committed_bytes), 1);
-    const seen = new Set();
     for (const session of shown) {
-      seen.add(session.id);
       if (!this.rows.has(session.id)) this.rows.set(session.id, newRow(session.id));
       fillRow(this.rows.get(session.id), session, largest, nCtx);
     }
+    const ids = new Set(shown.map((session) => session.id));
     for (const [id, row] of this.rows) {
-      if (!seen.has(id)) {
+      if (!ids.has(id)) {
         row.remove();
         this.rows.delete(id);
       }
     }
-    byId("no-sessions").hidden = shown.length > 0;
+    byId("no-sessions").hidden = holding.length > 0;
+    byId("more-sessions").textContent = moreSessions(holding.length - shown.length, sessions.length - holding.length);
   }
 
   showEvents(memory) {
@@ -91,6 +93,22 @@ function legendEntry(kind) {
   entry.textContent = kind;
   entry.style.setProperty("--kind", `var(--${kind})`);
   return entry;
+}
+
+/** The running ones, then those used last; in the order of their ids, so that rows keep their places. */
+function mostInteresting(sessions) {
+  const rank = { running: 0, waiting: 1, idle: 2 };
+  return [...sessions]
+    .sort((a, b) => rank[a.state] - rank[b.state] || b.last_used - a.last_used)
+    .slice(0, N_SESSIONS)
+    .sort((a, b) => a.id - b.id);
+}
+
+function moreSessions(nHidden, nParked) {
+  const parts = [];
+  if (nHidden) parts.push(`${count(nHidden)} more not shown`);
+  if (nParked) parts.push(`${count(nParked)} parked on disk`);
+  return parts.join(", ");
 }
 
 function newRow(id) {
