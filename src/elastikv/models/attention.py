@@ -8,6 +8,7 @@ from elastikv.kernels.base import Kernels
 from elastikv.models.decoder import Step
 from elastikv.weights.config import ModelConfig
 from elastikv.weights.linear import Linear
+from elastikv.weights.loader import WeightLoader
 
 
 class Attention:
@@ -47,3 +48,33 @@ class Attention:
         if gate:
             mixed.mul_(gate[0].sigmoid_())
         self._output(mixed.view(len(x), -1), out=out)
+
+
+def read_attention(
+    config: ModelConfig, loader: WeightLoader, layer: int, ordinal: int, *, gate_order: torch.Tensor | None = None
+) -> Attention:
+    """Read layer ``layer``, which is attention layer number ``ordinal``.
+
+    gate_order: for gated attention, whose file keeps gates in q_proj: the order of rows that puts them last.
+    """
+    prefix = f"model.layers.{layer}.self_attn."
+    width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    n_rows = width + 2 * kv_width + (0 if gate_order is None else width)
+
+    def norm(name: str) -> torch.Tensor:
+        return loader.vector(f"{prefix}{name}.weight", (config.head_dim,), offset=config.norm_offset)
+
+    return Attention(
+        config,
+        loader.kernels,
+        ordinal,
+        projection=loader.linear(
+            [prefix + name for name in ("q_proj", "k_proj", "v_proj")],
+            (n_rows, config.hidden_size),
+            bias=config.qkv_bias,
+            order=gate_order,
+        ),
+        output=loader.linear([prefix + "o_proj"], (config.hidden_size, width), bias=config.out_bias),
+        norms=(norm("q_norm"), norm("k_norm")) if config.qk_norm else None,
+        gated=gate_order is not None,
+    )

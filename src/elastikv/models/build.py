@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from elastikv.memory.base import LayerMemory
 from elastikv.models.base import ModelInfo
 from elastikv.models.decoder import Block, Decoder, Mixer
@@ -19,10 +21,11 @@ def build_decoder(
     build_mixer: Callable[[int], Mixer],
 ) -> Decoder:
     """``build_mixer(layer)`` reads the mixer of a layer. Raises CorruptFile where a tensor is missing."""
-    embedding = loader.embedding("model.embed_tokens")
+    table = (config.n_vocab, config.hidden_size)
+    embedding = loader.embedding("model.embed_tokens", table)
     blocks = [_read_block(config, loader, layer, build_mixer) for layer in range(config.n_layers)]
-    final_norm = loader.vector("model.norm.weight", config.norm_offset)
-    head = loader.tied_linear(embedding) if config.tie_embeddings else loader.linear(["lm_head"])
+    final_norm = loader.vector("model.norm.weight", (config.hidden_size,), offset=config.norm_offset)
+    head = loader.tied_linear(embedding) if config.tie_embeddings else loader.linear(["lm_head"], table)
     info = ModelInfo(
         architecture=config.architecture,
         name=config.name,
@@ -48,10 +51,16 @@ def build_decoder(
 
 def _read_block(config: ModelConfig, loader: WeightLoader, layer: int, build_mixer: Callable[[int], Mixer]) -> Block:
     prefix = f"model.layers.{layer}."
+    hidden, inner = config.hidden_size, config.intermediate_size
+
+    def norm(name: str) -> torch.Tensor:
+        return loader.vector(f"{prefix}{name}.weight", (hidden,), offset=config.norm_offset)
+
+    gate_and_up = [prefix + "mlp.gate_proj", prefix + "mlp.up_proj"]
     return Block(
-        input_norm=loader.vector(prefix + "input_layernorm.weight", config.norm_offset),
+        input_norm=norm("input_layernorm"),
         mixer=build_mixer(layer),
-        post_norm=loader.vector(prefix + "post_attention_layernorm.weight", config.norm_offset),
-        gate_up=loader.linear([prefix + "mlp.gate_proj", prefix + "mlp.up_proj"], bias=config.mlp_bias),
-        down=loader.linear([prefix + "mlp.down_proj"], bias=config.mlp_bias),
+        post_norm=norm("post_attention_layernorm"),
+        gate_up=loader.linear(gate_and_up, (2 * inner, hidden), bias=config.mlp_bias),
+        down=loader.linear([prefix + "mlp.down_proj"], (hidden, inner), bias=config.mlp_bias),
     )

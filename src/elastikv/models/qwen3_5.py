@@ -7,7 +7,7 @@ from torch.nn.functional import softplus
 
 from elastikv.kernels.base import Kernels
 from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
-from elastikv.models.attention import Attention
+from elastikv.models.attention import read_attention
 from elastikv.models.build import build_decoder
 from elastikv.models.decoder import Decoder, Mixer, Step
 from elastikv.weights.config import DeltaNetConfig, ModelConfig
@@ -30,7 +30,7 @@ def build(config: ModelConfig, loader: WeightLoader) -> Decoder:
         ordinal = config.layer_types[:layer].count(kind)
         if kind == "recurrent":
             return _read_delta_net(config, loader, layer, ordinal)
-        return _read_attention(config, loader, layer, ordinal)
+        return read_attention(config, loader, layer, ordinal, gate_order=_gates_last(config))
 
     return build_decoder(config, loader, memory_layers(config), mixer)
 
@@ -86,33 +86,20 @@ class DeltaNet:
 
 
 def _read_delta_net(config: ModelConfig, loader: WeightLoader, layer: int, ordinal: int) -> DeltaNet:
+    net, hidden = _delta_net(config), config.hidden_size
     prefix = f"model.layers.{layer}.linear_attn."
     names = [prefix + name for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")]
+    n_rows = net.conv_channels + net.value_width + 2 * net.n_v_heads
     return DeltaNet(
         config,
         loader.kernels,
         ordinal,
-        projection=loader.linear(names, exact=names[2:]),
-        output=loader.linear([prefix + "out_proj"]),
-        conv_weight=loader.vector(prefix + "conv1d.weight").squeeze(1),
-        decay_rate=-loader.vector(prefix + "A_log").exp(),
-        decay_bias=loader.vector(prefix + "dt_bias"),
-        norm=loader.vector(prefix + "norm.weight"),
-    )
-
-
-def _read_attention(config: ModelConfig, loader: WeightLoader, layer: int, ordinal: int) -> Attention:
-    prefix = f"model.layers.{layer}.self_attn."
-    names = [prefix + name for name in ("q_proj", "k_proj", "v_proj")]
-    offset = config.norm_offset
-    return Attention(
-        config,
-        loader.kernels,
-        ordinal,
-        projection=loader.linear(names, bias=config.qkv_bias, order=_gates_last(config)),
-        output=loader.linear([prefix + "o_proj"], bias=config.out_bias),
-        norms=(loader.vector(prefix + "q_norm.weight", offset), loader.vector(prefix + "k_norm.weight", offset)),
-        gated=True,
+        projection=loader.linear(names, (n_rows, hidden), exact=names[2:]),
+        output=loader.linear([prefix + "out_proj"], (hidden, net.value_width)),
+        conv_weight=loader.vector(prefix + "conv1d.weight", (net.conv_channels, 1, net.conv_width)).squeeze(1),
+        decay_rate=-loader.vector(prefix + "A_log", (net.n_v_heads,)).exp(),
+        decay_bias=loader.vector(prefix + "dt_bias", (net.n_v_heads,)),
+        norm=loader.vector(prefix + "norm.weight", (net.v_dim,)),
     )
 
 

@@ -59,18 +59,23 @@ class WeightLoader:
     def linear(
         self,
         names: Sequence[str],
+        shape: tuple[int, int],
         *,
         bias: bool = False,
         order: torch.Tensor | None = None,
         exact: Sequence[str] = (),
     ) -> FusedLinear:
-        """Matrices ``{name}.weight`` stacked by rows, with ``{name}.bias`` if asked.
+        """Matrices ``{name}.weight`` stacked by rows to ``shape``, with ``{name}.bias`` if asked.
 
         order: of the stacked rows, instead of the file's. exact: names that are never quantised, since
         they are few rows that much depends on.
         """
         weights = [self._matrix(f"{name}.weight", quantize=name not in exact) for name in names]
-        biases = torch.cat([self.vector(f"{name}.bias") for name in names]) if bias else None
+        self._check(", ".join(names), (sum(weight.shape[0] for weight in weights), weights[0].shape[1]), shape)
+        biases = None
+        if bias:
+            pairs = zip(names, weights, strict=True)
+            biases = torch.cat([self.vector(f"{name}.bias", (weight.shape[0],)) for name, weight in pairs])
         if order is not None:
             weights = [_reorder(_fuse(weights)[0], order)]
             biases = None if biases is None else biases[order]
@@ -87,14 +92,16 @@ class WeightLoader:
         """The embedding's own matrix as an output layer; no copy."""
         return FusedLinear([(embedding.weight, None)], self.kernels)
 
-    def embedding(self, name: str) -> Embedding:
+    def embedding(self, name: str, shape: tuple[int, int]) -> Embedding:
         weight = self._matrix(f"{name}.weight", quantize=True)
+        self._check(name, tuple(weight.shape), shape)
         self.weight_bytes += weight.nbytes
         return Embedding(weight)
 
-    def vector(self, name: str, offset: float = 0.0) -> torch.Tensor:
-        """A small tensor of any shape in f32, ``offset`` added."""
+    def vector(self, name: str, shape: tuple[int, ...], *, offset: float = 0.0) -> torch.Tensor:
+        """A small tensor in f32, ``offset`` added."""
         vector = self._read_dense(name).float().add(offset).contiguous()
+        self._check(name, tuple(vector.shape), shape)
         self.weight_bytes += vector.nbytes
         return vector
 
@@ -109,6 +116,11 @@ class WeightLoader:
         if target is not None:
             return PackedTensor(target, _shape(dense), quants.pack(dense, target))
         return torch.empty(dense.shape, dtype=self._dtype or dense.dtype).copy_(dense)
+
+    def _check(self, what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if shape != wanted:
+            found, asked = (" x ".join(map(str, each)) for each in (shape, wanted))
+            raise CorruptFile(f"{self.source.config.name}: {what} is {found}, but the config says {asked}")
 
     def _target(self, n_in: int, quantize: bool, stored: str | None) -> str | None:
         """The packed type to hold a matrix in, None for dense. stored: how the file packs it."""

@@ -1,0 +1,105 @@
+"""Text to tokens and back, whole and in a stream, and the chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tiny_models import tiny_model
+from transformers import AutoTokenizer
+
+from elastikv.errors import CorruptFile, InvalidRequest, ModelError
+from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+
+TEXTS = ("Once upon a time", "", "  two  spaces\n\n\ttab", "Größe 東京 🙂👩‍👩‍👧 Привет", "def f():\n    return 1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("llama", tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return read_hf_tokenizer(folder, (2,))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_same_tokens_as_transformers(text: str, folder: Path, tokenizer: Tokenizer) -> None:
+    peer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.encode(text) == peer(text)["input_ids"]
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stream_shows_the_same_text_and_never_half_a_character(text: str, tokenizer: Tokenizer) -> None:
+    decoder = tokenizer.stream_decoder()
+    pieces = [decoder.push(token) for token in tokenizer.encode(text)]
+    assert "".join(pieces) + decoder.flush() == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+
+
+def test_a_stream_cut_inside_a_character_shows_the_rest_when_flushed(tokenizer: Tokenizer) -> None:
+    decoder = tokenizer.stream_decoder()
+    ids = tokenizer.encode("a👩")[:-1]
+    assert "".join(decoder.push(token) for token in ids) == "a"
+    assert decoder.flush() == "\N{REPLACEMENT CHARACTER}"
+    assert decoder.flush() == ""
+
+
+def test_bytes_that_are_no_text_do_not_hold_up_a_stream(tokenizer: Tokenizer) -> None:
+    lone_continuation = tokenizer.encode("👩")[-1]
+    decoder = tokenizer.stream_decoder()
+    shown = "".join(decoder.push(lone_continuation) for _ in range(20))
+    assert len(shown) >= 16
+
+
+def test_special_tokens_are_skipped_unless_asked_for(tokenizer: Tokenizer) -> None:
+    ids = [tokenizer.token_id("<|im_start|>"), *tokenizer.encode("hi")]
+    assert tokenizer.decode(ids) == "hi"
+    assert tokenizer.decode(ids, skip_special=False) == "<|im_start|>hi"
+    assert tokenizer.token_id("no such token") is None
+
+
+def test_chat_template_as_transformers_applies_it(folder: Path, tokenizer: Tokenizer) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi 🙂"}]
+    peer = AutoTokenizer.from_pretrained(folder)
+    wanted = peer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.has_chat_template
+    assert tokenizer.apply_chat_template(messages) == wanted
+
+
+def test_template_that_refuses(tokenizer: Tokenizer) -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    strict = Tokenizer(tokenizer.backend, chat_template=template)
+    with pytest.raises(InvalidRequest, match="roles must alternate"):
+        strict.apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_no_template(tokenizer: Tokenizer) -> None:
+    plain = Tokenizer(tokenizer.backend)
+    assert not plain.has_chat_template
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        plain.apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_template_and_tokens_from_the_tokenizer_config(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    config = {
+        "bos_token": {"content": "<|endoftext|>"},
+        "eos_token": "<|im_end|>",
+        "chat_template": [{"name": "other", "template": "-"}, {"name": "default", "template": "{{ bos_token }}ok"}],
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = read_hf_tokenizer(tmp_path, ())
+    assert tokenizer.eos_token_ids == (tokenizer.token_id("<|im_end|>"),)
+    assert tokenizer.render_chat([]) == "<|endoftext|>ok"
+
+
+def test_missing_and_broken_tokenizers(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no tokenizer"):
+        read_hf_tokenizer(tmp_path, ())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CorruptFile, match="not a tokenizer"):
+        read_hf_tokenizer(tmp_path, ())
