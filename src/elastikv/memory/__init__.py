@@ -14,7 +14,7 @@ from elastikv.memory.budget import Budget
 from elastikv.memory.growth import Growth, parse_growth, parse_size
 from elastikv.memory.hybrid import HybridMemory
 from elastikv.memory.kv_cache import KVCache
-from elastikv.memory.make import make_memory
+from elastikv.memory.make import MemoryCost, make_memory, memory_cost
 from elastikv.memory.options import MemoryOptions, ResizeEvent, RotateK
 from elastikv.memory.recurrent import RecurrentMemory
 
@@ -28,6 +28,7 @@ __all__ = [
     "KVLayer",
     "LayerMemory",
     "Memory",
+    "MemoryCost",
     "MemoryOptions",
     "MemoryStats",
     "RecurrentLayer",
@@ -36,6 +37,7 @@ __all__ = [
     "RotateK",
     "SequenceStats",
     "make_memory",
+    "memory_cost",
     "parse_growth",
     "parse_size",
 ]

@@ -96,7 +96,7 @@ class MmapStorage:
         self._budget.charge(n_bytes)
         try:
             for extent in self._all_extents():
-                stop = extent.stop_for(capacity)
+                stop = max(extent.stop_for(capacity), extent.stop)
                 self._region.commit(extent.stop, stop)
                 extent.stop = stop
         except BaseException as error:
