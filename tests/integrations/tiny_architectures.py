@@ -21,6 +21,7 @@ _COMMON: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 256,
     "initializer_range": 0.3,
+    "tie_word_embeddings": False,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,

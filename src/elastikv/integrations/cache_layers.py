@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
@@ -124,6 +126,23 @@ class ElasticLayer(CacheLayerMixin):
             self.cells = other.cells.selected(everything, other.n_used)
             self.length = other.length
 
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What ``restore`` needs to hold the same again: facts for a header, and views."""
+        tensors = () if self.cells is None else self.cells.rows(0, self.n_used)
+        return {"length": self.length}, {f"plane{i}": tensor for i, tensor in enumerate(tensors)}
+
+    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Into an empty layer. CacheFull: it is empty still."""
+        planes = [tensors[name] for name in sorted(tensors) if name.startswith("plane")]
+        if not planes:
+            return
+        if facts["length"] > self.memory.n_ctx:
+            raise CacheFull("n_ctx", asked=facts["length"], left=self.memory.n_ctx, limit=self.memory.n_ctx)
+        cells = self.memory.open_cells(planes)
+        self.memory.set_capacities([(cells, planes[0].shape[2], 0)])
+        cells.write(0, planes)
+        self.cells, self.length = cells, facts["length"]
+
     def reset(self) -> None:
         """Forget everything and give the memory back."""
         if self.cells is not None:
@@ -241,6 +260,17 @@ class ElasticSlidingLayer(ElasticLayer):
         super().copy_from(other)
         assert isinstance(other, ElasticSlidingLayer)
         self._base, self._mark, self.record_past = other._base, other._mark, other.record_past
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        first = max(self.length - self.sliding_window + 1, self._base) - self._base
+        facts, tensors = super().snapshot()
+        return facts, {name: tensor[:, :, first:] for name, tensor in tensors.items()}
+
+    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        super().restore(facts, tensors)
+        if self.cells is not None:
+            self._base = self.length - tensors["plane0"].shape[2]
+            self._mark = self.length
 
     def reset(self) -> None:
         super().reset()

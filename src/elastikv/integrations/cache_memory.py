@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.layer_cells import LayerCells
+from elastikv.memory.base import MemoryStats, SequenceStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.growth import Growth, parse_growth
 from elastikv.memory.storage import StorageKind
@@ -27,8 +28,11 @@ CapacityChange = tuple[LayerCells, int, int]
 
 
 class Member(Protocol):
-    """A layer of the cache."""
+    """A layer of the cache that remembers something."""
 
+    def copy_from(self, other: Any) -> None: ...
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]: ...
+    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None: ...
     def reset(self) -> None: ...
 
 
@@ -91,17 +95,16 @@ class CacheMemory:
 
         CacheFull: the cache holds what it held before the pass.
         """
-        owners = self.owners if self.leads(layer) else [owner for owner in self.owners if owner is layer]
         needs = []
-        for owner in owners:
-            if owner.cells is None:
+        for owner, cells in self._open():
+            if owner is not layer and not self.leads(layer):
                 continue
             if owner.length + n_new > self.n_ctx:
                 left = self.n_ctx - owner.length
                 raise CacheFull("n_ctx", asked=n_new, left=left, limit=self.n_ctx)
             n_rows = owner.rows_needed(n_new)
-            if n_rows > owner.cells.capacity:
-                needs.append((owner, owner.cells, n_rows))
+            if n_rows > cells.capacity:
+                needs.append((owner, cells, n_rows))
         if needs:
             self._grow(needs)
 
@@ -109,11 +112,45 @@ class CacheMemory:
         for member in self.members:
             member.reset()
 
+    def shrink_to_fit(self) -> int:
+        """Give back spare capacity; returns the bytes given back."""
+        before = self.budget.kv_bytes
+        self.set_capacities([(cells, owner.n_used, owner.n_used) for owner, cells in self._open()])
+        return before - self.budget.kv_bytes
+
+    @property
+    def batch_size(self) -> int:
+        """-1 before the first forward pass."""
+        return next((cells.batch_size for _, cells in self._open()), -1)
+
+    def stats(self) -> MemoryStats:
+        opened = self._open()
+        committed = sum(cells.storage.committed_bytes for _, cells in opened) + self.state_bytes
+        reserved = sum(cells.storage.reserved_bytes for _, cells in opened) + self.state_bytes
+        n_rows = max(self.batch_size, 0)
+        used = max((owner.length for owner, _ in opened), default=0)
+        capacity = max((cells.capacity for _, cells in opened), default=0)
+        sequence = (used, capacity, committed // max(n_rows, 1), reserved // max(n_rows, 1))
+        return MemoryStats(
+            capacity_cells=capacity * n_rows,
+            used_cells=used * n_rows,
+            committed_bytes=committed,
+            reserved_bytes=reserved,
+            peak_committed_bytes=self.budget.peak_bytes,
+            compute_bytes=self.budget.compute_bytes,
+            budget_bytes=self.budget.limit_bytes,
+            n_resizes=self.n_resizes,
+            resize_seconds=self.resize_seconds,
+            sequences=tuple(SequenceStats(row, *sequence) for row in range(n_rows)),
+        )
+
+    def _open(self) -> list[tuple[CellsOwner, LayerCells]]:
+        return [(owner, owner.cells) for owner in self.owners if owner.cells is not None]
+
     def set_capacities(self, changes: Sequence[CapacityChange]) -> None:
         """All of them change, or (CacheFull) none does. Growths come first, for a shrink cannot fail."""
         refusal = self._refusal(changes)
         if refusal:
-            self.budget.n_refusals += 1
             raise refusal
         started = time.perf_counter()
         done: list[CapacityChange] = []

@@ -13,10 +13,19 @@ from elastikv.integrations.cache_layers import ElasticLayer, ElasticSlidingLayer
 from elastikv.integrations.cache_memory import CacheMemory
 
 
+_PER_STATE = (
+    "conv_kernel_size",
+    "has_previous_state",
+    "is_conv_states_initialized",
+    "is_recurrent_states_initialized",
+)
+
+
 class ElasticStateLayer(LinearAttentionLayer):
     """Linear attention, Mamba or convolution. The tensors are transformers' own; the budget is charged for them."""
 
     is_compileable = False
+    record_past: bool
 
     def __init__(self, memory: CacheMemory, number_of_states: int = 1) -> None:
         super().__init__(number_of_states=number_of_states)
@@ -110,14 +119,31 @@ class ElasticStateLayer(LinearAttentionLayer):
     def copy_from(self, other: ElasticStateLayer) -> None:
         """Hold what ``other`` holds, in memory of its own. CacheFull: this layer is empty."""
         self._charge(other._state_bytes)
-        self.device, self.dtype, self.record_past = other.device, other.dtype, other.record_past
-        for name in ("conv_kernel_size", "is_conv_states_initialized", "is_recurrent_states_initialized"):
+        for name in ("device", "dtype", "record_past"):
+            setattr(self, name, getattr(other, name))
+        for name in _PER_STATE:
             setattr(self, name, dict(getattr(other, name)))
-        self.has_previous_state = dict(other.has_previous_state)
         with torch.inference_mode(False):
             for kind in ("conv_states", "recurrent_states"):
                 states = getattr(other, kind)
                 setattr(self, kind, {i: None if states[i] is None else states[i].clone() for i in states})
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What ``restore`` needs to hold the same again: facts for a header, and the tensors."""
+        facts = {"kernel_sizes": list(self.conv_kernel_size.values()), "seen": list(self.has_previous_state.values())}
+        names = {id(self.conv_states): "conv", id(self.recurrent_states): "recurrent"}
+        return facts, {f"{names[id(states)]}{i}": states[i] for states, i in self._states()}
+
+    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Into an empty layer. CacheFull: the cache is empty."""
+        for i in range(self.number_of_states):
+            conv, recurrent = tensors.get(f"conv{i}"), tensors.get(f"recurrent{i}")
+            ElasticStateLayer.lazy_initialization(self, conv, recurrent, i, facts["kernel_sizes"][i])
+            if conv is not None:
+                self.conv_states[i] = conv
+            if recurrent is not None:
+                self.recurrent_states[i] = recurrent
+            self.has_previous_state[i] = facts["seen"][i]
 
     def reset(self) -> None:
         """Forget everything and give the memory back."""
@@ -157,6 +183,14 @@ class _BesideAttention(ElasticStateLayer):
 
     def copy_from(self, other: Any) -> None:
         self._both("copy_from", other)
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        facts, tensors = self.attention.snapshot(self)
+        more_facts, more_tensors = ElasticStateLayer.snapshot(self)
+        return facts | more_facts, tensors | more_tensors
+
+    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        self._both("restore", facts, tensors)
 
     def reset(self) -> None:
         self._both("reset")

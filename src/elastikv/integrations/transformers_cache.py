@@ -1,8 +1,8 @@
 """A drop-in cache for transformers' ``generate`` whose memory follows what is used.
 
-    cache = ElasticCache(model.config, n_ctx=131072)            # nothing is allocated yet
-    model.generate(**inputs, past_key_values=cache)
-    cache.stats(); cache.shrink_to_fit()
+cache = ElasticCache(model.config, n_ctx=131072)            # nothing is allocated yet
+model.generate(**inputs, past_key_values=cache)
+cache.stats(); cache.shrink_to_fit()
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from elastikv.integrations.cache_file import read_cache_file, write_cache_file
 from elastikv.integrations.cache_layers import ElasticLayer, ElasticSlidingLayer
 from elastikv.integrations.cache_memory import CacheMemory
 from elastikv.integrations.cache_states import ElasticHybridLayer, ElasticSlidingHybridLayer, ElasticStateLayer
-from elastikv.memory.base import MemoryStats, SequenceStats
+from elastikv.memory.base import MemoryStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.storage import StorageKind
 
@@ -77,7 +77,7 @@ class ElasticCache(Cache):
         self.config = config.get_text_config(decoder=True)
         self.n_ctx = n_ctx or getattr(self.config, "max_position_embeddings", None) or _DEFAULT_N_CTX
         self.budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
-        self._options = {"growth": growth, "initial": initial, "storage": storage}
+        self._options: dict[str, Any] = {"growth": growth, "initial": initial, "storage": storage}
         self.memory = CacheMemory(self.n_ctx, growth, initial, self.budget, storage)
         super().__init__(layers=_make_layers(self.config, self.memory))
 
@@ -101,7 +101,7 @@ class ElasticCache(Cache):
     @property
     def batch_size(self) -> int:
         """-1 before the first forward pass."""
-        return next((owner.cells.batch_size for owner in self.memory.owners if owner.cells is not None), -1)
+        return self.memory.batch_size
 
     @property
     def is_compileable(self) -> bool:
@@ -116,38 +116,11 @@ class ElasticCache(Cache):
 
     def stats(self) -> MemoryStats:
         """What the cache holds. A sequence is a row of the batch; its cells are those of the layer that has most."""
-        owners = [owner for owner in self.memory.owners if owner.cells is not None]
-        committed = sum(owner.cells.storage.committed_bytes for owner in owners) + self.memory.state_bytes
-        reserved = sum(owner.cells.storage.reserved_bytes for owner in owners) + self.memory.state_bytes
-        n_rows = max(self.batch_size, 0)
-        used = max((owner.length for owner in owners), default=0)
-        capacity = max((owner.cells.capacity for owner in owners), default=0)
-        return MemoryStats(
-            capacity_cells=capacity * n_rows,
-            used_cells=used * n_rows,
-            committed_bytes=committed,
-            reserved_bytes=reserved,
-            peak_committed_bytes=self.budget.peak_bytes,
-            compute_bytes=self.budget.compute_bytes,
-            budget_bytes=self.budget.limit_bytes,
-            n_resizes=self.memory.n_resizes,
-            resize_seconds=self.memory.resize_seconds,
-            sequences=tuple(
-                SequenceStats(row, used, capacity, committed // n_rows, reserved // n_rows) for row in range(n_rows)
-            ),
-        )
+        return self.memory.stats()
 
     def shrink_to_fit(self) -> int:
         """Give back spare capacity; returns the bytes given back."""
-        before = self.budget.kv_bytes
-        self.memory.set_capacities(
-            [
-                (owner.cells, owner.n_used, owner.n_used)
-                for owner in self.memory.owners
-                if owner.cells is not None and owner.n_used < owner.cells.capacity
-            ]
-        )
-        return before - self.budget.kv_bytes
+        return self.memory.shrink_to_fit()
 
     def save(self, path: str | Path) -> None:
         """Write a prompt cache: all that is held, but no spare capacity. The file appears whole or not at all."""
