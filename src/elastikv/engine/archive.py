@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from elastikv.engine.events import EventLog
@@ -9,17 +10,27 @@ from elastikv.engine.room import Room
 from elastikv.engine.sessions import Session, SessionTable
 from elastikv.errors import InvalidRequest
 from elastikv.memory.base import Memory
+from elastikv.memory.snapshot import load_sequence, save_sequence
 
 
 class Archive:
     """Save, restore and erase, for sessions that hold cells."""
 
-    def __init__(self, memory: Memory, sessions: SessionTable, room: Room, events: EventLog, fingerprint: str) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        sessions: SessionTable,
+        room: Room,
+        events: EventLog,
+        fingerprint: str,
+        clock: Callable[[], float],
+    ) -> None:
         self._memory = memory
         self._sessions = sessions
         self._room = room
         self._events = events
         self._fingerprint = fingerprint
+        self._clock = clock
 
     def find(self, session_id: int) -> Session:
         """Raises InvalidRequest if there is no such session, or nothing in it yet."""
@@ -30,8 +41,6 @@ class Archive:
 
     def save(self, session_id: int, path: str | Path) -> int:
         """Write a session's cells to a file of its own; returns how many tokens it holds. Raises OSError."""
-        from elastikv.memory.snapshot import save_sequence
-
         session = self.find(session_id)
         if session.state == "parked":
             raise InvalidRequest(f"session {session_id} is parked; it is in a file already ({session.path})")
@@ -39,13 +48,13 @@ class Archive:
         save_sequence(Path(path), self._memory, session.seq_id, session.token_ids[:n_held], self._fingerprint)
         return n_held
 
-    def restore(self, path: str | Path, now: float) -> int:
+    def restore(self, path: str | Path) -> int:
         """A new idle session from a file; returns its number. Raises SnapshotError, OSError, CacheFull."""
-        from elastikv.memory.snapshot import load_sequence
-
         session = self._sessions.new()
-        session.token_ids = load_sequence(Path(path), self._memory, session.seq_id, self._fingerprint)
-        session.state, session.last_used, session.n_prompt = "idle", now, len(session.token_ids)
+        session.token_ids = self._room.make_room_for(
+            lambda: load_sequence(Path(path), self._memory, session.seq_id, self._fingerprint)
+        )
+        session.state, session.last_used, session.n_prompt = "idle", self._clock(), len(session.token_ids)
         self._sessions.add(session)
         self._events.add("restore", session.id, n_cells=len(session.token_ids))
         return session.id

@@ -43,5 +43,5 @@ class EventLog:
         self._events.append(Event(self._n_events, self._clock(), kind, session, n_cells, n_bytes))
 
     def since(self, number: int) -> list[Event]:
-        """Events after ``number`` (0: all that are kept), oldest first."""
-        return [event for event in self._events if event.number > number]
+        """Events after ``number`` (0: all that are kept), oldest first; callable from any thread."""
+        return [event for event in self._events.copy() if event.number > number]

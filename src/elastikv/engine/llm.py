@@ -19,7 +19,7 @@ from elastikv.engine.policy import SchedulerOptions
 from elastikv.engine.requests import Request, raise_if_failed
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
-from elastikv.errors import CacheFull, InvalidRequest
+from elastikv.errors import InvalidRequest
 from elastikv.memory import Budget, Memory, MemoryStats
 from elastikv.models.base import Model
 
@@ -148,7 +148,7 @@ class LLM:
         Closing the iterator, or Ctrl-C, ends the generation; the session's cells stay for the next turn.
         Raises as ``generate``, at the first step.
         """
-        request = self.scheduler.submit(self._tokens(prompt), params or SamplingParams())
+        request = self.submit(prompt, params)
         try:
             while not request.finished:
                 self.scheduler.step()
@@ -184,6 +184,10 @@ class LLM:
         params = params or SamplingParams(max_tokens=None)
         return self.stream(token_ids, params) if stream else self.generate([token_ids], params)[0]
 
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+        """Queue a prompt for whoever calls ``scheduler.step`` himself. Raises as ``generate``, and QueueFull."""
+        return self.scheduler.submit(self._tokens(prompt), params or SamplingParams())
+
     def forward(self, token_ids: Sequence[int], seq_id: int = 0) -> torch.Tensor:
         """Append tokens to a sequence of the caller's own; float32 logits ``[n_tokens, n_vocab]``.
 
@@ -193,12 +197,7 @@ class LLM:
         if not 0 <= seq_id < FIRST_SEQ_ID:
             raise InvalidRequest(f"seq_id must be in 0..{FIRST_SEQ_ID - 1}, got {seq_id}")
         batch = Batch([SeqTokens(seq_id, list(token_ids), n_logits=len(token_ids))])
-        while True:
-            try:
-                return self.engine.decode(batch)
-            except CacheFull as refusal:
-                if refusal.resource == "n_ctx" or not self.scheduler.release_idle():
-                    raise
+        return self.scheduler.make_room_for(lambda: self.engine.decode(batch))
 
     # Memory
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from elastikv.engine.sessions import Session, SessionTable
 from elastikv.errors import CacheFull, SnapshotError
 from elastikv.memory.base import Memory
+from elastikv.memory.snapshot import load_sequence, read_header, save_sequence
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +26,13 @@ class Parking:
         self._fingerprint = fingerprint
         self._n_max = n_max
         folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(f".*{_SUFFIX}.*.tmp"):  # its writer was killed
+            unfinished.unlink(missing_ok=True)
         for path in sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime):
             self._find(path)
 
     def park(self, session: Session) -> bool:
         """Write its cells; False, after one line in the log, if the disk does not take them. Memory stays as it is."""
-        from elastikv.memory.snapshot import save_sequence
-
         path = self._folder / f"{uuid.uuid4().hex}{_SUFFIX}"
         try:
             save_sequence(path, self._memory, session.seq_id, session.token_ids, self._fingerprint)
@@ -45,12 +46,10 @@ class Parking:
         return True
 
     def restore(self, session: Session) -> bool:
-        """Read its cells back; False if they cannot be had (a broken file is forgotten after one line in the log).
+        """Read its cells back; False, after one line in the log, if its file cannot be used.
 
         Raises CacheFull if there is no room, and changes nothing then.
         """
-        from elastikv.memory.snapshot import load_sequence
-
         assert session.path is not None
         try:
             load_sequence(session.path, self._memory, session.seq_id, self._fingerprint)
@@ -58,7 +57,7 @@ class Parking:
             raise
         except (SnapshotError, OSError) as error:
             log.warning("a parked session is computed again: %s", error)
-            self.forget(session)
+            self._sessions.remove(session)
             return False
         session.path.unlink(missing_ok=True)
         session.path = None
@@ -72,8 +71,6 @@ class Parking:
 
     def _find(self, path: Path) -> None:
         """Take over a file of an earlier run."""
-        from elastikv.memory.snapshot import read_header
-
         try:
             header = read_header(path)
         except (SnapshotError, OSError) as error:

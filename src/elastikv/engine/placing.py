@@ -89,18 +89,15 @@ class Placing:
 
     def _restore(self, session: Session) -> bool:
         """Read a parked session; idle ones make room for it, running ones do not."""
-        assert self._parking is not None
-        concessions = self._room.concessions()
-        while True:
-            try:
-                restored = self._parking.restore(session)
-            except CacheFull:
-                if next(concessions, "none left") == "none left":
-                    return False
-                continue
-            if restored:
-                self._events.add("restore", session.id, n_cells=self._memory.seq_pos_max(session.seq_id) + 1)
-            return restored
+        parking = self._parking
+        assert parking is not None
+        try:
+            restored = self._room.make_room_for(lambda: parking.restore(session))
+        except CacheFull:
+            return False
+        if restored:
+            self._events.add("restore", session.id, n_cells=self._memory.seq_pos_max(session.seq_id) + 1)
+        return restored
 
     def _checkpoint_for(self, request: Request, n_cached: int) -> int | None:
         """Where the prompt's end is remembered: one token early, so that the same prompt can begin there."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from elastikv.engine.events import EventLog
 from elastikv.engine.parking import Parking
 from elastikv.engine.policy import SchedulerOptions
 from elastikv.engine.sessions import Session, SessionTable
+from elastikv.errors import CacheFull
 from elastikv.memory.base import Memory
+
+T = TypeVar("T")
+
+NONE_LEFT = object()
 
 
 class Room:
@@ -27,6 +33,16 @@ class Room:
         while idle := self._sessions.idle():
             self.release(idle[0])
             yield
+
+    def make_room_for(self, work: Callable[[], T]) -> T:
+        """Do ``work``; as long as it is refused, let idle sessions go and try again. Raises the last CacheFull."""
+        concessions = self.concessions()
+        while True:
+            try:
+                return work()
+            except CacheFull as refusal:
+                if refusal.resource == "n_ctx" or next(concessions, NONE_LEFT) is NONE_LEFT:
+                    raise
 
     def tend(self, options: SchedulerOptions, now: float) -> None:
         """Give back what idle sessions have held for too long, and those that are too many."""

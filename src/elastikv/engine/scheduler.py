@@ -6,6 +6,7 @@ import bisect
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from elastikv.engine.parking import Parking
 from elastikv.engine.placing import Placing
 from elastikv.engine.policy import Chunk, SchedulerOptions, plan_step
 from elastikv.engine.requests import Request
-from elastikv.engine.room import Room
+from elastikv.engine.room import NONE_LEFT, Room
 from elastikv.engine.sessions import SessionTable
 from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
 from elastikv.errors import CacheFull, QueueFull
@@ -28,7 +29,7 @@ from elastikv.memory.base import RecurrentLayer
 from elastikv.memory.budget import Budget
 from elastikv.weights.tokenizer import Tokenizer
 
-_NONE_LEFT = object()
+T = TypeVar("T")
 
 
 class Scheduler:
@@ -79,7 +80,7 @@ class Scheduler:
         self._placing = Placing(
             memory, sessions, parking, self._room, events, reuses=options.prefix_reuse, cuts_anywhere=cuts_anywhere
         )
-        self.archive = Archive(memory, sessions, self._room, events, info.fingerprint)
+        self.archive = Archive(memory, sessions, self._room, events, info.fingerprint, clock)
 
     # What callers do
 
@@ -137,12 +138,9 @@ class Scheduler:
         self._sample(chunks, logits)
         self._retire_finished()
 
-    def release_idle(self) -> bool:
-        """Let the longest unused session leave memory; False if none is idle."""
-        idle = self._sessions.idle()
-        if idle:
-            self._room.release(idle[0])
-        return bool(idle)
+    def make_room_for(self, work: Callable[[], T]) -> T:
+        """Do ``work``; as long as it is refused, let idle sessions go and try again. Raises the last CacheFull."""
+        return self._room.make_room_for(work)
 
     def memory_changed(self) -> None:
         """The caller has given back memory or raised the budget: preempted requests may try again."""
@@ -167,8 +165,8 @@ class Scheduler:
         """End all requests; idle sessions are parked if there is a place."""
         for request in [*self._running, *self._waiting]:
             self.abort(request)
-        while self.release_idle():
-            pass
+        for session in self._sessions.idle():
+            self._room.release(session)
 
     # The parts of a step
 
@@ -199,7 +197,7 @@ class Scheduler:
                 return chunks, self._engine.decode(Batch(chunk.entry for chunk in chunks)).numpy()
             except CacheFull as refusal:
                 self.events.add("refusal", n_bytes=refusal.asked)
-                if next(concessions, _NONE_LEFT) is _NONE_LEFT:
+                if next(concessions, NONE_LEFT) is NONE_LEFT:
                     self._give_way(refusal)
         return [], None
 

@@ -1,0 +1,232 @@
+"""An ``LLM`` for asyncio: one worker thread owns it, and everybody else asks that thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from elastikv.engine.events import Event
+from elastikv.engine.llm import LLM, Prompt
+from elastikv.engine.outputs import Delta, GenerationOutput
+from elastikv.engine.params import SamplingParams
+from elastikv.engine.requests import Request
+from elastikv.engine.stats import EngineStats, SessionInfo
+from elastikv.errors import ElastikvError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Who waits for a request's news: a queue of an event loop in another thread."""
+
+    request: Request
+    loop: asyncio.AbstractEventLoop
+    news: asyncio.Queue[Delta | Exception]
+
+    def tell(self) -> None:
+        """Pass on what is new; the last item is a delta with an output, or the error."""
+        items: list[Delta | Exception] = list(self.request.deltas)
+        self.request.deltas.clear()
+        if self.request.error is not None:
+            items.append(self.request.error)
+        if items and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._put, items)
+
+    def _put(self, items: list[Delta | Exception]) -> None:
+        for item in items:
+            self.news.put_nowait(item)
+
+
+class AsyncLLM:
+    """Many requests at once from asyncio. ``await start()`` before, ``await close()`` after.
+
+    While it runs, the ``llm`` belongs to its worker thread: nobody else may call it.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._listeners: dict[int, _Listener] = {}
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
+        self._is_stopped = False
+        self._lock = threading.Lock()
+
+    async def start(self) -> None:
+        """Start the worker thread; once."""
+        if self._thread is not None:
+            raise ElastikvError("this AsyncLLM was started already")
+        self._thread = threading.Thread(target=self._work, name="elastikv-worker", daemon=True)
+        self._thread.start()
+
+    async def close(self, drain_seconds: float = 0.0) -> None:
+        """Take no new requests, give running ones ``drain_seconds``, end the rest, park sessions, stop the thread."""
+        self._is_closing = True
+        if self._thread is None or self._is_stopped:
+            return
+        deadline = time.monotonic() + drain_seconds
+        while time.monotonic() < deadline and await self._call(lambda: self.llm.scheduler.has_work):
+            await asyncio.sleep(0.02)
+        await self._call(self._stop)
+        await asyncio.to_thread(self._thread.join)
+
+    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[Delta]:
+        """News of one generation; the last delta carries the output. Closing the iterator ends it within a step.
+
+        Raises QueueFull, PromptTooLong, CacheFull or InvalidRequest before the first delta, GenerationCut later.
+        """
+        news: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        params = params or SamplingParams()
+        submitted = self._send(lambda: self._submit(prompt, params, loop, news))
+        try:
+            await asyncio.wrap_future(submitted)
+            while True:
+                item = await news.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if item.output is not None:
+                    return
+        finally:
+            # Also when cancelled before the answer to `submit` came: the worker knows it by then.
+            with suppress(ElastikvError):  # stopped: all requests have ended
+                self._send(lambda: self._abort(submitted))
+
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationOutput:
+        """One whole generation; raises as ``stream``. Cancelling ends it."""
+        output = None
+        async for delta in self.stream(prompt, params):
+            output = delta.output or output
+        assert output is not None, "a stream ends with an output or an error"
+        return output
+
+    # What it says about itself
+
+    async def sessions(self) -> list[SessionInfo]:
+        """Sessions in memory and on disk, and requests that wait."""
+        return await self._call(self.llm.scheduler.sessions)
+
+    async def stats(self) -> EngineStats:
+        return await self._call(self.llm.scheduler.stats)
+
+    def events(self, since: int = 0) -> list[Event]:
+        """Memory events after number ``since``; callable from any thread."""
+        return self.llm.events.since(since)
+
+    # Changing memory while it runs
+
+    async def resize(self, n_cells: int) -> None:
+        """Capacity of every session in memory. Raises InvalidRequest below what one uses, CacheFull."""
+        await self._call(lambda: self.llm.memory.resize(n_cells))
+
+    async def shrink(self) -> int:
+        """Give back spare capacity; returns the bytes given back."""
+        return await self._call(self.llm.shrink_to_fit)
+
+    async def set_budget(self, budget: str | int | None) -> None:
+        """Another limit, as LLM's ``kv_budget``. Raises InvalidRequest."""
+        await self._call(lambda: self.llm.set_budget(budget))
+
+    async def save_session(self, session_id: int, path: str | Path) -> int:
+        """Write a session to a file; returns its tokens. Raises InvalidRequest, OSError."""
+        return await self._call(lambda: self.llm.scheduler.archive.save(session_id, path))
+
+    async def restore_session(self, path: str | Path) -> int:
+        """A new idle session from a file; returns its id. Raises SnapshotError, CacheFull, OSError."""
+        return await self._call(lambda: self.llm.scheduler.archive.restore(path))
+
+    async def erase_session(self, session_id: int) -> None:
+        """Forget an idle or parked session. Raises InvalidRequest."""
+        await self._call(lambda: self.llm.scheduler.archive.erase(session_id))
+
+    # The worker thread
+
+    def _work(self) -> None:
+        while not self._is_stopped:
+            self._run_commands()
+            if self.llm.scheduler.has_work:
+                self._step()
+            self._tell_listeners()
+        while not self._commands.empty():  # sent before the stop, which lets no others in
+            self._commands.get()()
+
+    def _run_commands(self) -> None:
+        """All that are there; with nothing to compute, wait for one, or for an idle session's time."""
+        scheduler = self.llm.scheduler
+        try:
+            if not scheduler.has_work:
+                self._commands.get(timeout=scheduler.seconds_until_due())()
+            while True:
+                self._commands.get_nowait()()
+        except queue.Empty:
+            if not scheduler.has_work and not self._is_stopped:
+                scheduler.tend()
+
+    def _step(self) -> None:
+        try:
+            self.llm.scheduler.step()
+        except Exception as error:  # a fault of one step must not end the service for all that follow
+            log.exception("a step failed; the requests that were part of it end")
+            self.llm.scheduler.fail_running(error)
+
+    def _tell_listeners(self) -> None:
+        for listener in list(self._listeners.values()):
+            listener.tell()
+            if listener.request.finished:
+                del self._listeners[listener.request.number]
+
+    def _submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        loop: asyncio.AbstractEventLoop,
+        news: asyncio.Queue[Delta | Exception],
+    ) -> Request:
+        if self._is_closing:
+            raise ElastikvError("the engine is closing and takes no more requests")
+        request = self.llm.submit(prompt, params)
+        self._listeners[request.number] = _Listener(request, loop, news)
+        return request
+
+    def _abort(self, submitted: Future[Request]) -> None:
+        if submitted.done() and not submitted.cancelled() and submitted.exception() is None:
+            self.llm.scheduler.abort(submitted.result())
+
+    def _stop(self) -> None:
+        self.llm.scheduler.close()
+        with self._lock:
+            self._is_stopped = True
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on the worker thread, between two steps."""
+        return await asyncio.wrap_future(self._send(work))
+
+    def _send(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work())
+            except Exception as error:  # carried to whoever asked, and raised there
+                future.set_exception(error)
+
+        with self._lock:
+            if self._thread is None or self._is_stopped:
+                raise ElastikvError("this AsyncLLM is not running; await start() first")
+            self._commands.put(run)
+        return future
