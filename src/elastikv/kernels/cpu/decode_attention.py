@@ -20,12 +20,11 @@ import numpy as np
 from numba import prange
 
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import row_bytes, scale_bytes
+from elastikv.kernels.cpu.layouts import F32, load_values, row_bytes, scale_bytes, store_values
 from elastikv.kernels.cpu.tiles import (
     BLOCK_CELLS,
     SCORE_STRIDE,
     ZERO,
-    load_values,
     mix_1,
     mix_2,
     mix_4,
@@ -33,8 +32,14 @@ from elastikv.kernels.cpu.tiles import (
     score_2,
     score_4,
 )
-from elastikv.kernels.cpu.layouts import F32
-from elastikv.kernels.cpu.vector import LANES, load_f32, load_f32_part, load_float, prefetch, store_f32, store_f32_part, store_float
+from elastikv.kernels.cpu.vector import (
+    LANES,
+    load_f32,
+    load_float,
+    prefetch,
+    store_f32,
+    store_float,
+)
 from elastikv.kernels.cpu.vector_math import exp, fma, max_lanes, maximum, splat, sum_lanes
 
 MAX_PARTS = 16
@@ -112,7 +117,9 @@ def _score_block(layout: Any, keys: int, scales: int, begin: int, end: int, q: i
 
 
 @inlined
-def _mix_block(layout: Any, values: int, scales: int, begin: int, end: int, weights: int, sums: int, shape: Any) -> None:
+def _mix_block(
+    layout: Any, values: int, scales: int, begin: int, end: int, weights: int, sums: int, shape: Any
+) -> None:
     """Add the weighted V rows of cells ``begin..end`` to the sums of all heads."""
     n_kv_heads, group, _, _, dv, wide_v = shape
     head_bytes, head_scales = row_bytes(layout, dv), scale_bytes(layout, dv)
@@ -228,10 +235,7 @@ def _combine(parts: int, part_bytes: int, n_parts: int, head: int, shape: Any, o
             offset = part * part_bytes
             mixed = fma(load_f32(sums + offset + start * 4), splat(load_float(maxima + offset)), mixed)
         mixed = mixed * splat(np.float32(1) / total)
-        if start + LANES <= dv:
-            store_f32(out + start * 4, mixed)
-        else:
-            store_f32_part(out + start * 4, mixed, dv - start)
+        store_values(F32, out, start, dv, mixed)
 
 
 @kernel

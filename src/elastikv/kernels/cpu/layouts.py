@@ -17,7 +17,8 @@ from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, overload, register_model, unbox
 
 from elastikv.kernels.cpu import vector
-from elastikv.kernels.cpu.vector import load_half
+from elastikv.kernels.cpu.jit import inlined
+from elastikv.kernels.cpu.vector import LANES, Vector, load_half
 from elastikv.kernels.cpu.vector_math import splat
 
 BLOCK = 32
@@ -78,13 +79,23 @@ def scale_bytes(layout: Any, width: int) -> int:
     raise NotImplementedError
 
 
-def load(layout: Any, row: int, scales: int, start: int) -> vector.Vector:
+def load(layout: Any, row: int, scales: int, start: int) -> Vector:
     """Values ``start .. start + 15`` of a row, widened to float32; ``start`` is a multiple of 16."""
     raise NotImplementedError
 
 
-def load_part(layout: Any, row: int, scales: int, start: int, count: int) -> vector.Vector:
+def load_part(layout: Any, row: int, scales: int, start: int, count: int) -> Vector:
     """The same for the last ``count < 16`` values; nothing behind them is read, the other lanes are 0."""
+    raise NotImplementedError
+
+
+def store(layout: Any, row: int, start: int, values: Vector) -> None:
+    """Narrow float32 values and write them at ``start .. start + 15`` of a row. Not for layouts with scales."""
+    raise NotImplementedError
+
+
+def store_part(layout: Any, row: int, start: int, values: Vector, count: int) -> None:
+    """The same for the first ``count < 16`` lanes."""
     raise NotImplementedError
 
 
@@ -92,6 +103,13 @@ _PLAIN = {
     "f32": (vector.load_f32, vector.load_f32_part, 4),
     "f16": (vector.load_f16, vector.load_f16_part, 2),
     "bf16": (vector.load_bf16, vector.load_bf16_part, 2),
+}
+
+
+_PLAIN_STORES = {
+    "f32": (vector.store_f32, vector.store_f32_part),
+    "f16": (vector.store_f16, vector.store_f16_part),
+    "bf16": (vector.store_bf16, vector.store_bf16_part),
 }
 
 
@@ -129,6 +147,8 @@ def _load(layout: Any, row: Any, scales: Any, start: Any) -> Any:
             return load_i8(row + start) * splat(load_half(scales + start // BLOCK * 2))
 
         return scaled
+    if layout.label not in _PLAIN:
+        return None
     load_plain, _, size = _PLAIN[layout.label]
 
     def plain(layout: Any, row: Any, scales: Any, start: Any) -> Any:
@@ -146,9 +166,48 @@ def _load_part(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> An
             return load_i8_part(row + start, count) * splat(load_half(scales + start // BLOCK * 2))
 
         return scaled
+    if layout.label not in _PLAIN:
+        return None
     _, load_plain_part, size = _PLAIN[layout.label]
 
     def plain(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
         return load_plain_part(row + start * size, count)
 
     return plain
+
+
+@inlined
+def load_values(layout: Any, row: int, scales: int, start: int, width: int) -> Vector:
+    """Sixteen values of a row from ``start`` on, zeros from ``width`` on."""
+    if start + LANES <= width:
+        return load(layout, row, scales, start)
+    return load_part(layout, row, scales, start, width - start)
+
+
+@overload(store)
+def _store(layout: Any, row: Any, start: Any, values: Any) -> Any:
+    store_plain, size = _PLAIN_STORES[layout.label][0], _PLAIN[layout.label][2]
+
+    def plain(layout: Any, row: Any, start: Any, values: Any) -> Any:
+        store_plain(row + start * size, values)
+
+    return plain
+
+
+@overload(store_part)
+def _store_part(layout: Any, row: Any, start: Any, values: Any, count: Any) -> Any:
+    store_plain_part, size = _PLAIN_STORES[layout.label][1], _PLAIN[layout.label][2]
+
+    def plain(layout: Any, row: Any, start: Any, values: Any, count: Any) -> Any:
+        store_plain_part(row + start * size, values, count)
+
+    return plain
+
+
+@inlined
+def store_values(layout: Any, row: int, start: int, width: int, values: Vector) -> None:
+    """Write sixteen values of a row from ``start`` on, none from ``width`` on. Not for layouts with scales."""
+    if start + LANES <= width:
+        store(layout, row, start, values)
+    else:
+        store_part(layout, row, start, values, width - start)

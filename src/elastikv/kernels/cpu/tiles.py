@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 
 from elastikv.kernels.cpu.jit import inlined
-from elastikv.kernels.cpu.layouts import load, load_part
+from elastikv.kernels.cpu.layouts import load_values
 from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, store_f32
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums
 
 BLOCK_CELLS = 64
 SCORE_STRIDE = BLOCK_CELLS * 4
 ZERO = np.float32(0)
-
-
-@inlined
-def load_values(layout: Any, row: int, scales: int, start: int, width: int) -> Vector:
-    """Sixteen values of a row from ``start`` on, zeros from ``width`` on."""
-    if start + LANES <= width:
-        return load(layout, row, scales, start)
-    return load_part(layout, row, scales, start, width - start)
 
 
 @inlined

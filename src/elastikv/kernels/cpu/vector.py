@@ -64,9 +64,7 @@ def call_intrinsic(
     builder: ir.IRBuilder, name: str, result: ir.Type, args: list[ir.Value], fastmath: tuple[str, ...] = ()
 ) -> ir.Value:
     """Call an LLVM intrinsic."""
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(result, [arg.type for arg in args]), name
-    )
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [arg.type for arg in args]), name)
     return builder.call(function, args, fastmath=fastmath)
 
 
@@ -113,10 +111,25 @@ def _loader(element: ir.Type, suffix: str, widen: Callable[[ir.IRBuilder, ir.Val
     return intrinsic(load), intrinsic(load_part)
 
 
+def _widen_low_nibbles(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    return _centred(builder, builder.and_(raw, ir.Constant(raw.type, [15] * LANES)))
+
+
+def _widen_high_nibbles(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    return _centred(builder, builder.lshr(raw, ir.Constant(raw.type, [4] * LANES)))
+
+
+def _centred(builder: ir.IRBuilder, nibbles: ir.Value) -> ir.Value:
+    """0..15 as -8..7."""
+    return _widen_i8(builder, builder.sub(nibbles, ir.Constant(nibbles.type, [8] * LANES)))
+
+
 load_f32, load_f32_part = _loader(F32, "f32", _widen_f32)
 load_f16, load_f16_part = _loader(ir.HalfType(), "f16", _widen_f16)
 load_bf16, load_bf16_part = _loader(ir.IntType(16), "i16", _widen_bf16)
 load_i8, load_i8_part = _loader(ir.IntType(8), "i8", _widen_i8)
+load_low_nibbles, _ = _loader(ir.IntType(8), "i8", _widen_low_nibbles)
+load_high_nibbles, _ = _loader(ir.IntType(8), "i8", _widen_high_nibbles)
 
 
 def _narrow_f32(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -224,3 +237,34 @@ def store_float(typing: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.float32), emit
+
+
+def _lane_pointers(builder: ir.IRBuilder, address: ir.Value, stride: ir.Value) -> ir.Value:
+    lanes = ir.Constant(ir.VectorType(stride.type, LANES), list(range(LANES)))
+    addresses = builder.add(splat_value(builder, address), builder.mul(lanes, splat_value(builder, stride)))
+    return builder.inttoptr(addresses, ir.VectorType(ir.PointerType(), LANES))
+
+
+@intrinsic
+def load_f32_strided(typing: Any, address: Any, stride: Any, count: Any) -> Any:
+    """``count`` float32, ``stride`` bytes apart."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointers, mask = _lane_pointers(builder, args[0], args[1]), _first_lanes(builder, args[2])
+        arguments = [pointers, I32(4), mask, ir.Constant(F32x16, None)]
+        return call_intrinsic(builder, f"llvm.masked.gather.v{LANES}f32.v{LANES}p0", F32x16, arguments)
+
+    return vector_type(types.intp, types.intp, types.intp), emit
+
+
+@intrinsic
+def store_f32_strided(typing: Any, address: Any, value: Any, stride: Any, count: Any) -> Any:
+    """The first ``count`` lanes, ``stride`` bytes apart."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointers, mask = _lane_pointers(builder, args[0], args[2]), _first_lanes(builder, args[3])
+        name = f"llvm.masked.scatter.v{LANES}f32.v{LANES}p0"
+        call_intrinsic(builder, name, ir.VoidType(), [args[1], pointers, I32(4), mask])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, vector_type, types.intp, types.intp), emit

@@ -1,0 +1,244 @@
+"""The numba kernels behind the ``Kernels`` protocol: addresses and shapes are taken here, work is done elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from elastikv.batch import Span, UBatch
+from elastikv.errors import InvalidRequest
+from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
+from elastikv.kernels.cpu.blocks import OF_TYPE
+from elastikv.kernels.cpu.layouts import OF_DTYPE
+from elastikv.kernels.cpu.linear import TILE_VALUES, LinearKernel
+from elastikv.memory.kv_cache import KVCache
+from elastikv.memory.recurrent import RecurrentMemory
+
+_SHORT_SPAN = 8
+"""Tokens of a span up to which each is attended like a decoded one."""
+
+_SCRATCH_FLOATS = 1 << 22
+"""float32 values of scratch that short spans share; enough for several rows of any known model."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Tokens that attend one by one: rows of the ubatch, their sequences, and the positions they end at."""
+
+    rows: slice
+    seq_ids: tuple[int, ...]
+    ends: np.ndarray
+
+
+class _Plan:
+    """What every layer needs to know of a ubatch, worked out once."""
+
+    def __init__(self, ubatch: UBatch) -> None:
+        self.ubatch = ubatch
+        self.seq_ids = tuple(span.seq_id for span in ubatch.spans)
+        lengths = [span.n_tokens for span in ubatch.spans]
+        self.span_of = np.repeat(np.arange(len(lengths)), lengths)
+        self.long_spans = [span for span in ubatch.spans if span.n_tokens > _SHORT_SPAN]
+        self.short_runs = list(_short_runs(ubatch))
+
+
+def _short_runs(ubatch: UBatch) -> list[_Rows]:
+    """Neighbouring short spans, as single tokens."""
+    runs: list[list[Span]] = [[]]
+    for span in ubatch.spans:
+        if span.n_tokens <= _SHORT_SPAN:
+            runs[-1].append(span)
+        elif runs[-1]:
+            runs.append([])
+    return [_as_rows(spans, ubatch) for spans in runs if spans]
+
+
+def _as_rows(spans: list[Span], ubatch: UBatch) -> _Rows:
+    rows = slice(spans[0].start, spans[-1].stop)
+    seq_ids = tuple(span.seq_id for span in spans for _ in range(span.n_tokens))
+    return _Rows(rows, seq_ids, ubatch.positions[rows] + 1)
+
+
+class CpuKernels:
+    """Kernels for processors, compiled by numba. Not for use by several threads at once: scratch is shared."""
+
+    name = "cpu"
+    packed_types = frozenset(OF_TYPE)
+
+    def __init__(self) -> None:
+        self.linear = LinearKernel()
+        self._plan: _Plan | None = None
+        self._scratch = torch.empty(0)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
+        n, d = x.shape
+        norms.rms_norm(x.data_ptr(), x.stride(0) * 4, weight.data_ptr(), n, d, eps, out.data_ptr())
+        return out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        n, d = x.shape
+        norms.add_rms_norm(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), n, d, eps, out.data_ptr())
+        return out
+
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        n, d = out.shape
+        norms.silu_mul(gate_up.data_ptr(), gate_up.stride(0) * 4, n, d, out.data_ptr())
+        return out
+
+    def gated_rms_norm(
+        self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        n, heads, d = x.shape
+        norms.gated_rms_norm(
+            x.data_ptr(), _strides(x), gate.data_ptr(), _strides(gate), weight.data_ptr(), (n, heads, d), eps,
+            out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def rope_store(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor, float] | None,
+        cache: KVCache,
+        layer: int,
+        ubatch: UBatch,
+    ) -> None:
+        plan = self._plan_of(ubatch)
+        cells = cache.cells(layer, plan.seq_ids[0])
+        q_norm, k_norm, eps = (0, 0, 0.0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr(), norms[2])
+        rope.rope_store(
+            OF_DTYPE[cells.k.dtype],
+            OF_DTYPE[cells.v.dtype],
+            (q.data_ptr(), k.data_ptr(), v.data_ptr(), cos.data_ptr(), sin.data_ptr()),
+            (*_strides(q), *_strides(k), *_strides(v)),
+            (q_norm, k_norm),
+            eps,
+            (q.shape[1], k.shape[1], q.shape[2], v.shape[2], cos.shape[1]),
+            cache.addresses(layer, plan.seq_ids),
+            plan.span_of,
+            ubatch.positions,
+        )
+
+    def attention(
+        self, q: torch.Tensor, cache: KVCache, layer: int, ubatch: UBatch, scale: float, out: torch.Tensor
+    ) -> torch.Tensor:
+        plan = self._plan_of(ubatch)
+        window = cache.layers[layer].window
+        for run in plan.short_runs:
+            self._attend_rows(q, cache, layer, run, window, scale, out)
+        for span in plan.long_spans:
+            rows = slice(span.start, span.stop)
+            cells = cache.cells(layer, span.seq_id)
+            scratch = self._scratch_of(prefill_attention.scratch_floats(q.shape[2], out.shape[2]))
+            prefill_attention.attend_span(q[rows], cells, span, window, scale, scratch, out[rows])
+        return out
+
+    def _attend_rows(
+        self,
+        q: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        run: _Rows,
+        window: int | None,
+        scale: float,
+        out: torch.Tensor,
+    ) -> None:
+        cells = cache.cells(layer, run.seq_ids[0])
+        heads = (q.shape[1], cells.k.shape[1], q.shape[2], out.shape[2])
+        addresses = cache.addresses(layer, run.seq_ids)
+        row_floats = decode_attention.scratch_floats(*heads)
+        at_once = max(_SCRATCH_FLOATS // row_floats, 1)
+        scratch = self._scratch_of(min(at_once, len(run.ends)) * row_floats)
+        for first in range(0, len(run.ends), at_once):
+            lines = slice(first, first + at_once)
+            row = run.rows.start + first
+            decode_attention.attend(
+                OF_DTYPE[cells.k.dtype],
+                OF_DTYPE[cells.v.dtype],
+                addresses[lines],
+                run.ends[lines],
+                window or 0,
+                q.data_ptr() + row * q.stride(0) * 4,
+                _strides(q),
+                heads,
+                scale,
+                scratch.data_ptr(),
+                out.data_ptr() + row * out.stride(0) * 4,
+            )
+
+    def causal_conv(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        memory: RecurrentMemory,
+        layer: int,
+        ubatch: UBatch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        channels, width = weight.shape
+        if width > recurrent.MAX_TAPS:
+            raise InvalidRequest(f"the cpu kernels convolve up to {recurrent.MAX_TAPS} taps, not {width}")
+        spans = _state_table(memory, layer, ubatch, 0)
+        recurrent.causal_conv(spans, x.data_ptr(), x.stride(0) * 4, weight.data_ptr(), channels, width, out.data_ptr())
+        return out
+
+    def gated_delta_rule(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+        memory: RecurrentMemory,
+        layer: int,
+        ubatch: UBatch,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        tensors = (q, k, v, decay, beta, out)
+        recurrent.gated_delta_rule(
+            _state_table(memory, layer, ubatch, 1),
+            tuple(tensor.data_ptr() for tensor in tensors),
+            (*_strides(q), *_strides(k), *_strides(v), decay.stride(0) * 4, beta.stride(0) * 4),
+            (k.shape[1], v.shape[1], k.shape[2], v.shape[2]),
+        )
+        return out
+
+    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
+        return 4 * _SCRATCH_FLOATS + 4 * TILE_VALUES
+
+    def _plan_of(self, ubatch: UBatch) -> _Plan:
+        if self._plan is None or self._plan.ubatch is not ubatch:
+            self._plan = _Plan(ubatch)
+        return self._plan
+
+    def _scratch_of(self, n_floats: int) -> torch.Tensor:
+        if len(self._scratch) < n_floats:
+            self._scratch = torch.empty(n_floats)
+        return self._scratch
+
+
+def _strides(x: torch.Tensor) -> tuple[int, int]:
+    """Bytes between rows and between heads of float32 ``[n, heads, d]``."""
+    return x.stride(0) * 4, x.stride(1) * 4
+
+
+def _state_table(memory: RecurrentMemory, layer: int, ubatch: UBatch, index: int) -> np.ndarray:
+    """Lines (address to read, address to write, first row, end row), as ``recurrent`` takes them."""
+    lines = [
+        (
+            memory.source(layer, span.seq_id)[index].data_ptr(),
+            memory.target(layer, span.seq_id)[index].data_ptr(),
+            span.start,
+            span.stop,
+        )
+        for span in ubatch.spans
+    ]
+    return np.array(lines, dtype=np.int64)

@@ -1,0 +1,53 @@
+"""GGUF's packed weight rows as layouts: blocks of 32 values, each with its own float16 scale in front.
+
+q8_0: 34 bytes, the scale and 32 int8. q4_0: 18 bytes, the scale and 16 bytes of which byte i holds value i in
+its low four bits and value ``i + 16`` in its high ones, both 8 too large.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.extending import overload
+
+from elastikv.kernels.cpu.layouts import BLOCK, Layout, load, load_part
+from elastikv.kernels.cpu.vector import load_half, load_high_nibbles, load_i8, load_low_nibbles
+from elastikv.kernels.cpu.vector_math import splat
+
+Q8_0_BLOCKS = Layout("q8_0 blocks", 0)
+Q4_0_BLOCKS = Layout("q4_0 blocks", 0)
+
+OF_TYPE = {"q8_0": Q8_0_BLOCKS, "q4_0": Q4_0_BLOCKS}
+"""Layouts of packed weights by the name of their type."""
+
+
+@overload(load)
+def _load(layout: Any, row: Any, scales: Any, start: Any) -> Any:
+    if layout.label == Q8_0_BLOCKS.label:
+
+        def bytes_(layout: Any, row: Any, scales: Any, start: Any) -> Any:
+            block = row + start // BLOCK * 34
+            return load_i8(block + 2 + start % BLOCK) * splat(load_half(block))
+
+        return bytes_
+    if layout.label == Q4_0_BLOCKS.label:
+
+        def nibbles(layout: Any, row: Any, scales: Any, start: Any) -> Any:
+            block = row + start // BLOCK * 18
+            if start % BLOCK == 0:
+                return load_low_nibbles(block + 2) * splat(load_half(block))
+            return load_high_nibbles(block + 2) * splat(load_half(block))
+
+        return nibbles
+    return None
+
+
+@overload(load_part)
+def _load_part(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
+    if layout.label not in (Q8_0_BLOCKS.label, Q4_0_BLOCKS.label):
+        return None
+
+    def whole(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
+        return load(layout, row, scales, start)  # rows are whole blocks: there are no parts
+
+    return whole

@@ -1,0 +1,93 @@
+"""Products of a weight matrix with a few vectors, where reading the weights is what takes the time.
+
+Every weight row is read once, front to back, by one thread, widened to float32 in registers and
+multiplied with up to four vectors at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from elastikv.kernels.cpu.jit import inlined, kernel
+from elastikv.kernels.cpu.layouts import F32, load, load_values, row_bytes, store_values
+from elastikv.kernels.cpu.vector import LANES, load_f32, load_float, store_float
+from elastikv.kernels.cpu.vector_math import fma, splat, store_sums, sum_lanes
+
+_ZERO = np.float32(0)
+_ROWS_PER_JOB = 16
+
+
+@inlined
+def _dot_1(layout: Any, row: int, n_in: int, x: int) -> float:
+    """One weight row times one vector; four sums at once, for the latency."""
+    a = b = c = d = splat(_ZERO)
+    whole = n_in // 64 * 64
+    for start in range(0, whole, 64):
+        a = fma(load(layout, row, 0, start), load_f32(x + start * 4), a)
+        b = fma(load(layout, row, 0, start + 16), load_f32(x + start * 4 + 64), b)
+        c = fma(load(layout, row, 0, start + 32), load_f32(x + start * 4 + 128), c)
+        d = fma(load(layout, row, 0, start + 48), load_f32(x + start * 4 + 192), d)
+    for start in range(whole, n_in, LANES):
+        a = fma(load_values(layout, row, 0, start, n_in), load_values(F32, x, 0, start, n_in), a)
+    return sum_lanes((a + b) + (c + d))
+
+
+@inlined
+def _dot_4(layout: Any, row: int, n_in: int, x: Any, out: int) -> None:
+    """One weight row times four vectors; writes four consecutive float32."""
+    a = b = c = d = splat(_ZERO)
+    for start in range(0, n_in, LANES):
+        w = load_values(layout, row, 0, start, n_in)
+        a = fma(w, load_values(F32, x[0], 0, start, n_in), a)
+        b = fma(w, load_values(F32, x[1], 0, start, n_in), b)
+        c = fma(w, load_values(F32, x[2], 0, start, n_in), c)
+        d = fma(w, load_values(F32, x[3], 0, start, n_in), d)
+    store_sums(out, a, b, c, d)
+
+
+@kernel
+def multiply(
+    layout: Any,
+    weight: int,
+    weight_stride: int,
+    n_out: int,
+    n_in: int,
+    x: int,
+    x_stride: int,
+    n: int,
+    bias: int,
+    out: int,
+    out_stride: int,
+) -> None:
+    """``out = x @ weight.T + bias`` for a few rows of x. Addresses (bias 0: none); strides in bytes between rows."""
+    for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
+        sums = np.empty(4, dtype=np.float32)
+        for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out)):
+            row = weight + index * weight_stride
+            add = load_float(bias + index * 4) if bias != 0 else _ZERO
+            if n == 1:
+                store_float(out + index * 4, _dot_1(layout, row, n_in, x) + add)
+                continue
+            for first in range(0, n, 4):
+                last = n - 1
+                group = (
+                    x + first * x_stride,
+                    x + min(first + 1, last) * x_stride,
+                    x + min(first + 2, last) * x_stride,
+                    x + min(first + 3, last) * x_stride,
+                )
+                _dot_4(layout, row, n_in, group, sums.ctypes.data)
+                for member in range(min(n - first, 4)):
+                    store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
+
+
+@kernel
+def widen(layout: Any, target: Any, weight: int, row_bytes_in: int, n_rows: int, n_in: int, out: int) -> None:
+    """Weight rows converted to the layout ``target``, contiguous at ``out``."""
+    for index in prange(n_rows):
+        row, place = weight + index * row_bytes_in, out + index * row_bytes(target, n_in)
+        for start in range(0, n_in, LANES):
+            store_values(target, place, start, n_in, load_values(layout, row, 0, start, n_in))
