@@ -93,7 +93,7 @@ def _read_layers(header: GGUFHeader) -> tuple[tuple[LayerType, ...], int | None]
         return _layer_types(recurrent[:n_layers], "recurrent"), None
     window = int(header.of_architecture("attention.sliding_window", 0))
     if not window:
-        return ("full",) * n_layers, None
+        return _layer_types([False] * n_layers, "sliding"), None
     pattern = header.of_architecture("attention.sliding_window_pattern", np.ones(n_layers, dtype=bool))
     return _layer_types(pattern[:n_layers], "sliding"), window
 
@@ -127,8 +127,9 @@ def _read_rope(header: GGUFHeader, head_dim: int, freq_factors: tuple[float, ...
         theta=float(header.of_architecture("rope.freq_base", 10000.0)),
         kind=kind,
         factor=factor,
-        n_ctx_original=int(header.of_architecture("rope.scaling.original_context_length", 0))
-        or (_required(header, "context_length") if kind == "yarn" else 0),
+        n_ctx_original=int(
+            header.of_architecture("rope.scaling.original_context_length", 0) or _required(header, "context_length")
+        ),
         beta_fast=float(header.of_architecture("rope.scaling.yarn_beta_fast", 32.0)),
         beta_slow=float(header.of_architecture("rope.scaling.yarn_beta_slow", 1.0)),
         attention_factor=None if attention_factor is None else float(attention_factor) * _yarn_magnitude(factor),

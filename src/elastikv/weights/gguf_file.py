@@ -19,6 +19,8 @@ from elastikv.kernels.base import PackedTensor
 from elastikv.weights import gguf_config, quants
 from elastikv.weights.gguf_header import GGUFHeader, StoredTensor, read_header
 from elastikv.weights.gguf_layout import Place, places
+from elastikv.weights.gguf_tokenizer import read_gguf_tokenizer
+from elastikv.weights.tokenizer import Tokenizer
 
 _DENSE = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _KEPT_PACKED = ("q8_0", "q4_0", "q4_k", "q5_k", "q6_k")
@@ -74,6 +76,9 @@ class GGUFFile:
         if place.column_order is not None:
             kind, data = _restore_columns(data, kind, torch.argsort(place.column_order))
         return PackedTensor(kind, (n_out, n_in), data)
+
+    def tokenizer(self) -> Tokenizer:
+        return read_gguf_tokenizer(self.path, self.header, self.config.eos_token_ids)
 
     def close(self) -> None:
         """Nothing stays open between reads."""
