@@ -167,7 +167,9 @@ class FakeAsyncLLM:
     def _open_session(self, n_prompt: int) -> FakeSession:
         session = FakeSession(len(self._sessions), "running", n_prompt, 256, 256 * BYTES_PER_CELL, n_prompt)
         self._sessions[session.id] = session
-        self._events.append(Event(len(self._events) + 1, time.monotonic(), "resize", session.id, 256, session.committed_bytes))
+        self._events.append(
+            Event(len(self._events) + 1, time.monotonic(), "resize", session.id, 256, session.committed_bytes)
+        )
         return session
 
     async def sessions(self) -> list[FakeSession]:
@@ -225,10 +227,12 @@ class FakeAsyncLLM:
             raise InvalidRequest(f"{text!r} is not a size")
         self.calls.append(("budget", text))
 
-    async def save_session(self, session_id: int, path: object) -> None:
+    async def save_session(self, session_id: int, path: object) -> int:
+        session = self._session(session_id)
         with open(str(path), "w") as file:
             file.write("saved")
-        self._files[str(path)] = self._session(session_id)
+        self._files[str(path)] = session
+        return session.used_cells
 
     async def restore_session(self, path: object) -> int:
         if str(path) not in self._files:

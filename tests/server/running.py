@@ -36,10 +36,14 @@ class RunningServer:
 
 @contextmanager
 def running(
-    engine: FakeAsyncLLM, *, load: Callable[[], FakeAsyncLLM] | None = None, **settings: Any
+    engine: FakeAsyncLLM,
+    *,
+    load: Callable[[], Any] | None = None,
+    load_failed: Callable[[BaseException], None] | None = None,
+    **settings: Any,
 ) -> Iterator[RunningServer]:
     """Serve ``engine`` on a free port; ``load`` instead of it to watch the loading."""
-    app = create_app(ServerSettings(**settings), load or (lambda: engine), load_failed=lambda error: None)
+    app = create_app(ServerSettings(**settings), load or (lambda: engine), load_failed)
     config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()

@@ -46,20 +46,22 @@ async def act_on_slot(
         return {"id_slot": slot_id, "erased": True}
     path = _slot_path(state, body.filename if body else None)
     started = time.perf_counter()
-    if action == "save":
-        await engine.save_session(slot_id, path)
-    else:
-        if not path.is_file():
+    try:
+        if action == "save":
+            n_tokens = await engine.save_session(slot_id, path)
+        elif not path.is_file():
             raise APIError(404, f"there is no saved session {path.name!r}", param="filename")
-        slot_id = await engine.restore_session(path)
-    milliseconds = (time.perf_counter() - started) * 1e3
-    n_tokens = next((s.used_cells for s in await engine.sessions() if s.id == slot_id), 0)
+        else:
+            slot_id = await engine.restore_session(path)
+            n_tokens = next((session.used_cells for session in await engine.sessions() if session.id == slot_id), 0)
+    except OSError as error:
+        raise APIError(500, f"cannot {action} {path.name}: {error.strerror}", type="server_error") from error
     return {
         "id_slot": slot_id,
         "filename": path.name,
         "n_saved" if action == "save" else "n_restored": n_tokens,
         "n_written" if action == "save" else "n_read": path.stat().st_size,
-        "timings": {f"{action}_ms": milliseconds},
+        "timings": {f"{action}_ms": (time.perf_counter() - started) * 1e3},
     }
 
 

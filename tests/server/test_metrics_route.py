@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+from running import RunningServer
+
+
+def read(server: RunningServer) -> dict[tuple[str, tuple], float]:
+    text = server.http.get("/metrics").text
+    families = text_string_to_metric_families(text)
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_the_engine_is_told_in_bytes_and_counts(server: RunningServer) -> None:
+    server.post("/v1/completions", prompt="hello")
+    metrics = {name: value for (name, labels), value in read(server).items() if not labels}
+    assert metrics["elastikv_kv_committed_bytes"] == 256 * 1024
+    assert metrics["elastikv_kv_used_cells"] == 10
+    assert metrics["elastikv_kv_budget_bytes"] == 1 << 20
+    assert metrics["elastikv_kv_resize_seconds_total"] == 0.125
+    assert metrics["elastikv_kv_refusals_total"] == 1
+    assert metrics["elastikv_preemptions_total"] == 2
+    assert metrics["elastikv_parks_total"] == 3
+    assert metrics["elastikv_restores_total"] == 4
+    assert metrics["elastikv_generated_tokens_total"] == 5
+    assert metrics["process_resident_memory_bytes"] > 0
+
+
+def test_latencies_count_every_token_once(server: RunningServer) -> None:
+    server.post("/v1/completions", prompt="hello", n=2)
+    metrics = read(server)
+    assert metrics["elastikv_first_token_seconds_count", ()] == 2
+    assert metrics["elastikv_next_token_seconds_count", ()] == 8
+
+
+def test_routes_are_labels_but_made_up_paths_are_not(server: RunningServer) -> None:
+    server.post("/v1/completions", prompt="hello")
+    server.post("/slots/17?action=erase")
+    for path in ("/one", "/two"):
+        server.http.get(path)
+    counts = {labels: value for (name, labels), value in read(server).items() if name == "elastikv_http_requests_total"}
+    assert counts[(("route", "/v1/completions"), ("status", "200"))] == 1
+    assert counts[(("route", "/slots/{slot_id}"), ("status", "400"))] == 1
+    assert counts[(("route", "other"), ("status", "404"))] == 2
