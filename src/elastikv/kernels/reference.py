@@ -22,8 +22,10 @@ from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
 _CHUNK_CELLS = 512
-_CHUNK_QUERIES = 128
-_TILE_VALUES = 1 << 20
+_TILE_VALUES = 1 << 19
+"""Values that one temporary tensor may hold: 2 MiB of f32, which stays in the processor's cache."""
+_TEMPORARIES = 8
+"""Tiles that one operation holds at most: chunks of the delta rule for the largest model."""
 
 
 class ReferenceKernels:
@@ -33,16 +35,18 @@ class ReferenceKernels:
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
         if not isinstance(weight, torch.Tensor):
             raise InvalidRequest(f"the reference kernels multiply dense weights only, not {weight.type}")
-        n_out, n_in = weight.shape
-        step = n_out if weight.dtype == torch.float32 else max(_TILE_VALUES // n_in, 1)
-        for start in range(0, n_out, step):
-            rows = slice(start, start + step)
-            torch.mm(x, weight[rows].float().t(), out=out[:, rows])
+        if weight.dtype == torch.float32:
+            torch.mm(x, weight.t(), out=out)
+        else:
+            for rows in _tiles(*weight.shape):
+                torch.mm(x, weight[rows].float().t(), out=out[:, rows])
         return out if bias is None else out.add_(bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
-        scale = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        return torch.mul(x, scale, out=out).mul_(weight)
+        for rows in _tiles(len(x), x[0].numel()):
+            scale = x[rows].square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            torch.mul(x[rows], scale, out=out[rows]).mul_(weight)
+        return out
 
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
@@ -51,12 +55,17 @@ class ReferenceKernels:
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return torch.mul(silu(gate), up, out=out)
+        for rows in _tiles(*out.shape):
+            torch.mul(silu(gate[rows]), up[rows], out=out[rows])
+        return out
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
-        return self.rms_norm(x, weight, eps, out).mul_(silu(gate))
+        self.rms_norm(x, weight, eps, out)
+        for rows in _tiles(len(x), x[0].numel()):
+            out[rows].mul_(silu(gate[rows]))
+        return out
 
     def rope_store(
         self,
@@ -89,7 +98,7 @@ class ReferenceKernels:
         window = cache.layers[layer].window
         for span in ubatch.spans:
             cells = cache.cells(layer, span.seq_id)
-            for piece in _query_pieces(span):
+            for piece in _pieces(span, _TILE_VALUES // (q.shape[1] * _CHUNK_CELLS)):
                 rows = slice(piece.start, piece.stop)
                 out[rows] = _attend(q[rows], cells, piece, window, scale)
         return out
@@ -103,15 +112,17 @@ class ReferenceKernels:
         ubatch: UBatch,
         out: torch.Tensor,
     ) -> torch.Tensor:
-        n_before = weight.shape[1] - 1
         for span in ubatch.spans:
-            before = memory.source(layer, span.seq_id)[0]
-            inputs = torch.cat([before.t(), x[span.start : span.stop]])
-            sums = inputs[: span.n_tokens] * weight[:, 0]
-            for tap in range(1, weight.shape[1]):
-                sums.addcmul_(inputs[tap : tap + span.n_tokens], weight[:, tap])
-            out[span.start : span.stop] = silu(sums)
-            memory.target(layer, span.seq_id)[0].copy_(inputs[len(inputs) - n_before :].t())
+            before = memory.source(layer, span.seq_id)[0].t()
+            for piece in _pieces(span, _TILE_VALUES // x.shape[1]):
+                rows = slice(piece.start, piece.stop)
+                inputs = torch.cat([before, x[rows]])
+                sums = inputs[: piece.n_tokens] * weight[:, 0]
+                for tap in range(1, weight.shape[1]):
+                    sums.addcmul_(inputs[tap : tap + piece.n_tokens], weight[:, tap])
+                out[rows] = silu(sums)
+                before = inputs[piece.n_tokens :]
+            memory.target(layer, span.seq_id)[0].copy_(before.t())
         return out
 
     def gated_delta_rule(
@@ -134,7 +145,21 @@ class ReferenceKernels:
         return out
 
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
-        return 0
+        return 4 * _TILE_VALUES * _TEMPORARIES
+
+
+def _tiles(n_rows: int, width: int) -> Iterator[slice]:
+    """Rows, as many at a time as fit a tile."""
+    step = max(_TILE_VALUES // width, 1)
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def _pieces(span: Span, n_tokens: int) -> Iterator[Span]:
+    """A span as spans of at most ``n_tokens`` (at least one) tokens."""
+    step = max(n_tokens, 1)
+    for start in range(span.start, span.stop, step):
+        yield Span(span.seq_id, start, min(start + step, span.stop), span.pos + start - span.start)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -145,12 +170,6 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     rotated = first * cos - second * sin
     second.mul_(cos).addcmul_(first, sin)
     first.copy_(rotated)
-
-
-def _query_pieces(span: Span) -> Iterator[Span]:
-    for start in range(span.start, span.stop, _CHUNK_QUERIES):
-        stop = min(start + _CHUNK_QUERIES, span.stop)
-        yield Span(span.seq_id, start, stop, span.pos + start - span.start)
 
 
 def _attend(q: torch.Tensor, cells: Cells, span: Span, window: int | None, scale: float) -> torch.Tensor:
