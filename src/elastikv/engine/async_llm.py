@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ class AsyncLLM:
         await self._call(self._stop)
         await asyncio.to_thread(self._thread.join)
 
-    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[Delta]:
+    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[Delta, None]:
         """News of one generation; the last delta carries the output. Closing the iterator ends it within a step.
 
         Raises QueueFull, PromptTooLong, CacheFull or InvalidRequest before the first delta, GenerationCut later.

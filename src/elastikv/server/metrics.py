@@ -113,7 +113,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         stats, memory = self._stats, self._stats.memory
-        gauges = {
+        gauges: dict[str, tuple[float, str]] = {
             "kv_committed_bytes": (memory.committed_bytes, "Bytes of KV memory that are backed"),
             "kv_reserved_bytes": (memory.reserved_bytes, "Address space that is only promised"),
             "kv_peak_committed_bytes": (memory.peak_committed_bytes, "Most bytes ever backed, transients included"),
@@ -129,7 +129,7 @@ class _EngineCollector(Collector):
             gauges["kv_budget_bytes"] = (memory.budget_bytes, "Limit on KV memory and compute buffers")
         for name, (value, text) in gauges.items():
             yield GaugeMetricFamily(f"elastikv_{name}", text, value=value)
-        counters = {
+        counters: dict[str, tuple[float, str]] = {
             "kv_resizes": (memory.n_resizes, "Changes of a capacity"),
             "kv_resize_seconds": (memory.resize_seconds, "Time spent in them"),
             "kv_refusals": (stats.n_refusals, "Growth that was refused"),
