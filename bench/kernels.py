@@ -1,0 +1,228 @@
+"""How fast the cpu kernels move bytes and multiply, beside what the machine can do.
+
+    python bench/kernels.py                      # everything, a few minutes
+    python bench/kernels.py --only attention --cell-types f16,q8_0 --depths 4096,16384
+    python bench/kernels.py --json bench/results/kernels.json
+
+Reading is measured in the same rounds as the kernels (they take turns), because a shared machine's
+bandwidth changes from second to second; medians and the ratio of medians are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numba import prange
+
+from elastikv.batch import Span, UBatch
+from elastikv.kernels.base import PackedTensor, Weight
+from elastikv.kernels.cpu import CpuKernels, set_threads
+from elastikv.kernels.cpu.jit import kernel
+from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
+from elastikv.memory.base import CellType
+from elastikv.weights import quants
+
+READ_BYTES = 1 << 28
+
+
+@dataclass
+class Result:
+    """One line of the table. gb_s or gflop_s is None where it does not apply; share: of the read bandwidth."""
+
+    group: str
+    case: str
+    microseconds: float
+    gb_s: float | None
+    gflop_s: float | None
+    share: float | None
+
+
+@kernel
+def read_all(values: np.ndarray, sums: np.ndarray) -> None:
+    """The plain read: integers added up, by all threads."""
+    for part in prange(len(sums)):
+        size = len(values) // len(sums)
+        sums[part] = values[part * size : (part + 1) * size].sum()
+
+
+class Bench:
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+        self.kernels = CpuKernels()
+        self.results: list[Result] = []
+        self._memory = np.ones(READ_BYTES // 8, dtype=np.int64)
+        self._sums = np.zeros(64, dtype=np.int64)
+
+    def read_rate(self) -> float:
+        """Bytes per second of one plain read."""
+        start = time.perf_counter()
+        read_all(self._memory, self._sums)
+        return READ_BYTES / (time.perf_counter() - start)
+
+    def measure(self, group: str, case: str, call: Callable[[], object], n_bytes: int = 0, flop: float = 0) -> None:
+        """Median of the rounds; plain reads take turns with the calls, and leave the caches cold for them."""
+        call()
+        self.read_rate()
+        times, rates = [], []
+        for _ in range(self.rounds):
+            rates.append(self.read_rate())
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        seconds = statistics.median(times)
+        rate = n_bytes / seconds
+        self.results.append(
+            Result(
+                group,
+                case,
+                seconds * 1e6,
+                rate / 1e9 if n_bytes else None,
+                flop / seconds / 1e9 if flop else None,
+                rate / statistics.median(rates) if n_bytes else None,
+            )
+        )
+        print(format_line(self.results[-1]), flush=True)
+
+
+def decode_ubatch(depths: list[int]) -> UBatch:
+    spans = tuple(Span(index, index, index + 1, depth - 1) for index, depth in enumerate(depths))
+    positions = np.array([depth - 1 for depth in depths], dtype=np.int64)
+    return UBatch(np.zeros(len(depths), dtype=np.int64), positions, spans, positions[:0])
+
+
+def make_cache(layer: KVLayer, depths: list[int], cell_type: CellType) -> KVCache:
+    options = MemoryOptions(n_ctx=max(depths), initial=1, k_type=cell_type, v_type=cell_type)
+    cache = KVCache([layer], options, Budget.parse("none"))
+    for seq_id, depth in enumerate(depths):
+        cache.resize(depth, seq_id)
+        for part in _parts(cache, seq_id):
+            part.copy_(torch.rand(part.shape) * (100 if part.dtype == torch.int8 else 1))
+    return cache
+
+
+def _parts(cache: KVCache, seq_id: int) -> list[torch.Tensor]:
+    cells = cache.cells(0, seq_id)
+    return [part for part in (cells.k, cells.v, cells.k_scale, cells.v_scale) if part is not None]
+
+
+def bench_attention(bench: Bench, n_heads: int, layer: KVLayer, depths: list[int], cell_type: CellType) -> None:
+    cache, ubatch = make_cache(layer, depths, cell_type), decode_ubatch(depths)
+    q = torch.randn(len(depths), n_heads, layer.head_dim)
+    out = torch.empty(len(depths), n_heads, layer.head_dim_v)
+    n_bytes = sum(part.nbytes for seq_id in range(len(depths)) for part in _parts(cache, seq_id))
+    heads = f"{n_heads}/{layer.n_kv_heads} x {layer.head_dim}"
+    case = f"{cell_type} {heads} @ {depths[0]}" + (f" x {len(depths)} sequences" if len(depths) > 1 else "")
+    bench.measure("attention", case, lambda: bench.kernels.attention(q, cache, 0, ubatch, 0.1, out), n_bytes)
+    cache.close()
+
+
+def bench_prefill(
+    bench: Bench, n_heads: int, layer: KVLayer, depth: int, cell_type: CellType, n_tokens: int = 512
+) -> None:
+    cache = make_cache(layer, [depth + n_tokens], cell_type)
+    span = Span(0, 0, n_tokens, depth)
+    positions = np.arange(depth, depth + n_tokens, dtype=np.int64)
+    ubatch = UBatch(np.zeros(n_tokens, dtype=np.int64), positions, (span,), positions[:0])
+    q = torch.randn(n_tokens, n_heads, layer.head_dim)
+    out = torch.empty(n_tokens, n_heads, layer.head_dim_v)
+    pairs = n_tokens * depth + n_tokens * (n_tokens + 1) / 2
+    flop = 2 * n_heads * (layer.head_dim + layer.head_dim_v) * pairs
+    case = f"{cell_type} {n_heads}/{layer.n_kv_heads} x {layer.head_dim}, {n_tokens} tokens @ {depth}"
+    bench.measure("prefill", case, lambda: bench.kernels.attention(q, cache, 0, ubatch, 0.1, out), flop=flop)
+    cache.close()
+
+
+def make_weight(kind: str, n_out: int, n_in: int) -> Weight:
+    values = torch.randn(n_out, n_in)
+    if kind in quants.TARGETS:
+        return PackedTensor(kind, (n_out, n_in), quants.pack(values, kind))
+    return values.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind])
+
+
+def bench_linear(bench: Bench, kind: str, n: int, n_out: int, n_in: int) -> None:
+    weight, x, out = make_weight(kind, n_out, n_in), torch.randn(n, n_in), torch.empty(n, n_out)
+    case = f"{kind} {n_out} x {n_in}, {n} row{'s' if n > 1 else ''}"
+    flop, n_bytes = (2 * n * n_out * n_in, 0) if n > 16 else (0, weight.nbytes)
+    bench.measure("linear", case, lambda: bench.kernels.linear(x, weight, None, out), n_bytes, flop)
+
+
+def bench_glue(bench: Bench) -> None:
+    """The small operations of one layer of Qwen3-0.6B, one token, and their sum."""
+    kernels = bench.kernels
+    layer = KVLayer(8, 128, 128)
+    cache, ubatch = make_cache(layer, [100], "f16"), decode_ubatch([100])
+    x, residual, weight = torch.randn(1, 1024), torch.randn(1, 1024), torch.ones(1024)
+    gate_up, inner = torch.randn(1, 6144), torch.empty(1, 3072)
+    q, k, v = torch.randn(1, 16, 128), torch.randn(1, 8, 128), torch.randn(1, 8, 128)
+    angles, norm = torch.ones(1, 64), torch.ones(128)
+
+    def one_layer() -> None:
+        kernels.add_rms_norm(x, residual, weight, 1e-6, x)
+        kernels.rope_store(q, k, v, angles, angles, (norm, norm, 1e-6), cache, 0, ubatch)
+        kernels.add_rms_norm(x, residual, weight, 1e-6, x)
+        kernels.silu_mul(gate_up, inner)
+
+    bench.measure("glue", "Qwen3-0.6B, one layer, one token", one_layer)
+    cache.close()
+
+
+def run(bench: Bench, args: argparse.Namespace) -> None:
+    if args.only in (None, "attention"):
+        for cell_type in args.cell_types.split(","):
+            for depth in (int(depth) for depth in args.depths.split(",")):
+                bench_attention(bench, 16, KVLayer(8, 128, 128), [depth], cell_type)
+        bench_attention(bench, 16, KVLayer(8, 128, 128), [2048] * 8, "f16")
+        bench_attention(bench, 32, KVLayer(8, 128, 128), [8192], "f16")
+        bench_attention(bench, 8, KVLayer(2, 256, 256), [16384], "f16")
+    if args.only in (None, "prefill"):
+        for cell_type in args.cell_types.split(","):
+            for depth in (0, 4096, 16384):
+                bench_prefill(bench, 16, KVLayer(8, 128, 128), depth, cell_type)
+    if args.only in (None, "linear"):
+        for kind in args.weight_types.split(","):
+            for n in (1, 2, 4, 8, 16, 512):
+                bench_linear(bench, kind, n, 12288, 4096)
+    if args.only in (None, "glue"):
+        bench_glue(bench)
+
+
+def format_line(result: Result) -> str:
+    def cell(value: float | None, pattern: str) -> str:
+        return " " * 8 if value is None else format(value, pattern)
+
+    rates = f"{cell(result.gb_s, '8.1f')} {cell(result.share, '8.0%')} {cell(result.gflop_s, '8.0f')}"
+    return f"{result.group:10} {result.case:44} {result.microseconds:10.0f} {rates}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=["attention", "prefill", "linear", "glue"])
+    parser.add_argument("--cell-types", default="f16,bf16,q8_0,f32")
+    parser.add_argument("--weight-types", default="q8_0,q4_0,bf16,f16,f32")
+    parser.add_argument("--depths", default="512,4096,16384,65536")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("-t", "--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="write the results there, too")
+    args = parser.parse_args()
+    set_threads(args.threads)
+    bench = Bench(args.rounds)
+    print(f"{'group':10} {'case':44} {'us':>10} {'GB/s':>8} {'of read':>8} {'GFLOP/s':>8}")
+    read = statistics.median(bench.read_rate() for _ in range(10)) / 1e9
+    print(f"{'read':10} {f'{args.threads} threads':44} {'':>10} {read:8.1f}")
+    run(bench, args)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        report = {"threads": args.threads, "read_gb_s": read, "results": [asdict(result) for result in bench.results]}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
