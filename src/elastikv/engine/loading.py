@@ -20,7 +20,6 @@ from elastikv.errors import InvalidRequest
 from elastikv.kernels import Kernels, select_kernels
 from elastikv.memory import Budget, CellType, MemoryOptions, ResizeEvent, make_memory
 from elastikv.models import load_model, read_config
-from elastikv.models.base import Model
 from elastikv.weights.tokenizer import Tokenizer
 
 CELL_TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -66,8 +65,8 @@ def load(
     loaded = load_model(
         model.path, dtype=model.dtype, quantize=model.quantize, kernels=kernels, progress=model.progress
     )
-    decoder = cast(Model, loaded.model)
-    options = MemoryOptions(n_ctx, on_resize=_record_in(events), rotate=loaded.model.rope.rotate_k, **memory)
+    decoder = loaded.model
+    options = MemoryOptions(n_ctx, on_resize=_record_in(events), rotate=decoder.rotate_k, **memory)
     workspace = Workspace(decoder, kernels, budget, n_ubatch)
     # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
     workspace.reserve(min(options.initial, n_ctx))

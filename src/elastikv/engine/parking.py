@@ -19,7 +19,9 @@ _SUFFIX = ".safetensors"
 class Parking:
     """A folder of parked sessions. Files of other models, and broken ones, are named once and left alone."""
 
-    def __init__(self, folder: Path, memory: Memory, sessions: SessionTable, fingerprint: str, n_max: int) -> None:
+    def __init__(
+        self, folder: Path, memory: Memory, sessions: SessionTable, fingerprint: str, *, n_max: int, now: float
+    ) -> None:
         self._folder = folder
         self._memory = memory
         self._sessions = sessions
@@ -29,7 +31,7 @@ class Parking:
         for unfinished in folder.glob(f".*{_SUFFIX}.*.tmp"):  # its writer was killed
             unfinished.unlink(missing_ok=True)
         for path in sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime):
-            self._find(path)
+            self._find(path, now)
 
     def park(self, session: Session) -> bool:
         """Write its cells; False, after one line in the log, if the disk does not take them. Memory stays as it is."""
@@ -69,7 +71,7 @@ class Parking:
             session.path.unlink(missing_ok=True)
         self._sessions.remove(session)
 
-    def _find(self, path: Path) -> None:
+    def _find(self, path: Path, now: float) -> None:
         """Take over a file of an earlier run."""
         try:
             header = read_header(path)
@@ -77,8 +79,9 @@ class Parking:
             log.warning("a parked session is not used: %s", error)
             return
         if header.fingerprint != self._fingerprint:
+            log.warning("a parked session is not used: %s was saved by another model", path)
             return
         session = self._sessions.new()
         session.state, session.path, session.token_ids = "parked", path, list(header.token_ids)
-        session.last_used = float("-inf")
+        session.n_prompt, session.last_used = len(header.token_ids), now
         self._sessions.add(session)

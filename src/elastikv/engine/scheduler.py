@@ -72,7 +72,8 @@ class Scheduler:
         info, memory, sessions = engine.model.info, engine.memory, SessionTable()
         parking = None
         if options.park_dir is not None:
-            parking = Parking(Path(options.park_dir), memory, sessions, info.fingerprint, options.max_parked)
+            folder, n_max = Path(options.park_dir), options.max_parked
+            parking = Parking(folder, memory, sessions, info.fingerprint, n_max=n_max, now=clock())
         self._sessions = sessions
         self._room = Room(memory, sessions, parking, events)
         self._admission = Admission(info.n_vocab, memory.n_ctx, cost, budget, self._room)
