@@ -1,0 +1,139 @@
+"""Does a resize show in a token? Decode-step times around resizes, for each storage.
+
+    python bench/resize.py                                  # the demo model
+    python bench/resize.py -m FOLDER --prompt 1000 --steps 100 --plot docs/resize.png
+
+One sequence is decoded token by token; a step is one `Engine.decode`, resize included. Rounds alternate
+between the configurations, each round on a fresh cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from elastikv import LLM
+from elastikv.batch import Batch, SeqTokens
+
+CONFIGURATIONS = {
+    "mmap step:256": {"kv_storage": "mmap", "kv_growth": "step:256"},
+    "copy double:1GiB": {"kv_storage": "copy", "kv_growth": "double:1GiB"},
+    "copy step:256": {"kv_storage": "copy", "kv_growth": "step:256"},
+}
+SEQ_ID = 0
+
+
+@dataclass(slots=True)
+class Steps:
+    """Milliseconds of every step, and for those that resized the capacity they came to."""
+
+    milliseconds: list[float] = field(default_factory=list)
+    resized_to: dict[int, int] = field(default_factory=dict)
+
+    def resized(self) -> list[float]:
+        return [self.milliseconds[step] for step in self.resized_to]
+
+    def others(self) -> list[float]:
+        return [each for step, each in enumerate(self.milliseconds) if step not in self.resized_to]
+
+
+def measure(llm: LLM, n_prompt: int, n_steps: int) -> Steps:
+    llm.memory.clear()
+    token_ids = [1 + i % 100 for i in range(n_prompt)]
+    for start in range(0, n_prompt, llm.n_batch):
+        llm.engine.decode(Batch([SeqTokens(SEQ_ID, token_ids[start : start + llm.n_batch])]))
+    steps = Steps()
+    for step in range(n_steps):
+        capacity = llm.memory.max_capacity
+        batch = Batch([SeqTokens(SEQ_ID, [1 + step % 100])])
+        started = time.perf_counter()
+        llm.engine.decode(batch)
+        steps.milliseconds.append(1000 * (time.perf_counter() - started))
+        if llm.memory.max_capacity != capacity:
+            steps.resized_to[step] = llm.memory.max_capacity
+    return steps
+
+
+def print_table(results: dict[str, list[Steps]]) -> None:
+    columns = ("median", "99 %", "max", "resizes", "their median", "their max", "costs", "share")
+    print(f"{'step times in ms':20}" + "".join(f"{column:>14}" for column in columns))
+    for name, rounds in results.items():
+        others = sorted(each for steps in rounds for each in steps.others())
+        resized = [each for steps in rounds for each in steps.resized()]
+        median = statistics.median(others)
+        costs = statistics.median(resized) - median if resized else 0.0
+        share = 100 * sum(each - median for each in resized) / (sum(others) + sum(resized))
+        values = [median, others[int(0.99 * len(others))], others[-1], len(resized)]
+        values += [statistics.median(resized), max(resized), costs] if resized else [0, 0, 0]
+        cells = (f"{value:,.2f}" if isinstance(value, float) else f"{value}" for value in values)
+        print(f"{name:20}" + "".join(f"{cell:>14}" for cell in cells) + f"{share:>12.2f} %")
+    print("costs: median step that resized, less the median step; share: of all decoding time spent in that")
+
+
+def plot(path: str, results: dict[str, list[Steps]], n_prompt: int, title: str) -> None:
+    """The first round of each configuration; circles mark the steps that resized."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, rows = pyplot.subplots(len(results), 1, figsize=(9, 2.2 * len(results)), dpi=120, sharex=True, sharey=True)
+    for axes, (name, rounds) in zip(rows, results.items(), strict=True):
+        steps = rounds[0]
+        positions = [n_prompt + step for step in range(len(steps.milliseconds))]
+        axes.plot(positions, steps.milliseconds, linewidth=0.6, color="#3a6ea5")
+        marked = list(steps.resized_to)
+        axes.plot(
+            [positions[step] for step in marked], steps.resized(), "o", mfc="none", color="#b0413e", label="resized"
+        )
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_ylabel("ms")
+        axes.set_ylim(0, None)
+        axes.grid(alpha=0.3)
+    rows[0].legend(frameon=False, loc="upper right")
+    rows[-1].set_xlabel(f"tokens in the context ({title})")
+    figure.tight_layout()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model")
+    parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("--prompt", type=int, default=200, help="tokens before the measured steps")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", metavar="FILE", help="write every step's time to a file")
+    parser.add_argument("--plot", metavar="FILE")
+    args = parser.parse_args()
+    n_ctx = max(args.prompt + args.steps, 4096)
+    engines = {
+        name: LLM(args.model, n_ctx=n_ctx, n_threads=args.threads, **options)  # type: ignore[arg-type]
+        for name, options in CONFIGURATIONS.items()
+    }
+    results: dict[str, list[Steps]] = {name: [] for name in engines}
+    for llm in engines.values():
+        measure(llm, args.prompt, 20)
+    for _ in range(args.rounds):
+        for name, llm in engines.items():
+            results[name].append(measure(llm, args.prompt, args.steps))
+            llm.memory.clear()
+    print_table(results)
+    if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        document = {name: [asdict(steps) for steps in rounds] for name, rounds in results.items()}
+        Path(args.json).write_text(json.dumps(document) + "\n")
+    if args.plot:
+        plot(args.plot, results, args.prompt, Path(args.model).name if args.model else "demo model")
+    for llm in engines.values():
+        llm.close()
+
+
+if __name__ == "__main__":
+    main()
