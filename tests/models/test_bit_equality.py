@@ -21,7 +21,7 @@ MEMORIES: tuple[dict[str, Any], ...] = (
     {"dynamic": True, "storage": "mmap", "initial": 7, "growth": "double:1MiB"},
     {"dynamic": False, "storage": "mmap"},
 )
-KERNELS = ("reference",)
+KERNELS = ("reference", "cpu")
 
 
 def run(model: Model, **options: Any) -> torch.Tensor:
