@@ -6,7 +6,7 @@ import pytest
 from history_model import Rig
 
 
-@pytest.fixture()
+@pytest.fixture
 def rig() -> Iterator[Callable[..., Rig]]:
     """Makes rigs and closes them, which checks that all memory was given back."""
     made: list[Rig] = []

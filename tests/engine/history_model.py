@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from support.tiny_models import N_VOCAB, tiny_tokenizer
 
 from elastikv.batch import UBatch
 from elastikv.engine.cost import SequenceCost
@@ -24,7 +25,6 @@ from elastikv.engine.workspace import Workspace
 from elastikv.memory import Budget, HybridMemory, KVLayer, MemoryOptions, RecurrentLayer, make_memory
 from elastikv.models.base import ModelInfo
 from elastikv.weights.tokenizer import Tokenizer
-from support.tiny_models import N_VOCAB, tiny_tokenizer
 
 _MODULUS = 8191
 # Wide enough that a page holds 16 cells, so that small tests see many resizes.

@@ -6,10 +6,10 @@ import codecs
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tiny_models import tiny_tokenizer
 
 from elastikv.engine.text import TextStream
 from elastikv.weights.tokenizer import Tokenizer
-from support.tiny_models import tiny_tokenizer
 
 STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)
 

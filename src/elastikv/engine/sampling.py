@@ -100,10 +100,11 @@ def _log_sum_exp(logits: np.ndarray) -> float:
 
 def _largest(logits: Row, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``n`` largest, sorted; among equals the smaller token id comes first, as argmax has it."""
+    token_ids = np.arange(len(logits))
     if n < len(logits):
-        token_ids = np.sort(np.argpartition(logits, len(logits) - n)[len(logits) - n :])
-    else:
-        token_ids = np.arange(len(logits))
+        least = np.partition(logits, len(logits) - n)[len(logits) - n]
+        above, equal = np.flatnonzero(logits > least), np.flatnonzero(logits == least)
+        token_ids = np.sort(np.concatenate([above, equal[: n - len(above)]]))
     scores = logits[token_ids].astype(np.float64)
     order = np.argsort(-scores, kind="stable")
     return token_ids[order], scores[order]
