@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_architectures import ARCHITECTURES, N_VOCAB, WINDOW, tiny_model
+from support.tiny_architectures import N_VOCAB, WINDOW, parametrised, tiny_model
 from transformers import DynamicCache, PreTrainedModel
 
 from elastikv.integrations.transformers_cache import ElasticCache
@@ -34,14 +34,14 @@ def _stateful(model: PreTrainedModel) -> bool:
 
 
 @pytest.mark.parametrize("storage", ["mmap", "copy"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", parametrised())
 def test_greedy(model_type: str, storage: Any) -> None:
     model = tiny_model(model_type)
     expected = _generate(model, DynamicCache(config=model.config), _prompt(1))
     assert _generate(model, _small(model, storage=storage), _prompt(1)) == expected
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", parametrised())
 def test_beams(model_type: str) -> None:
     model = tiny_model(model_type)
     options = {"num_beams": 3, "num_return_sequences": 2}
@@ -49,7 +49,7 @@ def test_beams(model_type: str) -> None:
     assert _generate(model, _small(model), _prompt(2), **options) == expected
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", parametrised())
 def test_left_padded_batch(model_type: str) -> None:
     model = tiny_model(model_type)
     input_ids = _prompt(3)
@@ -61,7 +61,7 @@ def test_left_padded_batch(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("helper", ["assistant", "prompt lookup"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", parametrised())
 def test_assisted(model_type: str, helper: str) -> None:
     """Drafts are appended and, where they are wrong, cropped away again."""
     model = tiny_model(model_type)
@@ -76,7 +76,7 @@ def test_assisted(model_type: str, helper: str) -> None:
     assert _generate(model, _small(model), _prompt(1), **options) == expected
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", parametrised())
 def test_going_on_with_the_same_cache(model_type: str) -> None:
     model = tiny_model(model_type)
     answers = []
@@ -87,7 +87,7 @@ def test_going_on_with_the_same_cache(model_type: str) -> None:
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", parametrised())
 def test_chunked_prefill(model_type: str) -> None:
     model = tiny_model(model_type)
     if model_type == "mamba2":

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_architectures import ARCHITECTURES, WINDOW, tiny_config
+from support.tiny_architectures import ARCHITECTURES, WINDOW, parametrised, tiny_config
 from support.tiny_models import N_VOCAB, tiny_tokenizer
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
@@ -65,7 +65,7 @@ def _prompt(n_tokens: int, seed: int = 0) -> list[int]:
 GREEDY = SamplingParams(temperature=0.0, max_tokens=N_NEW, ignore_eos=True)
 
 
-@pytest.mark.parametrize("model_type", FALLBACK)
+@pytest.mark.parametrize("model_type", parametrised(FALLBACK))
 def test_same_tokens_as_transformers(model_type: str, folders: Any) -> None:
     """Two sequences at once, one longer than a ubatch and than the window."""
     folder, model = folders(model_type)
@@ -74,3 +74,85 @@ def test_same_tokens_as_transformers(model_type: str, folders: Any) -> None:
         outputs = llm.generate(prompts, GREEDY)
         assert [output.token_ids for output in outputs] == [_expected(model, prompt) for prompt in prompts]
         llm.memory.check()
+
+
+def test_the_user_is_told_which_path_runs(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with LLM(folders("smollm3")[0], n_ctx=64) as llm:
+        assert llm.model.info.architecture == "smollm3"
+    lines = [record.getMessage() for record in caplog.records if "fallback" in record.name]
+    assert len(lines) == 1
+    assert "smollm3" in lines[0]
+    assert "transformers" in lines[0]
+
+
+def test_through_the_command_line(folders: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from elastikv.cli.main import main
+
+    folder, model = folders("gemma2")
+    prompt = tiny_tokenizer()("once upon a time")["input_ids"]
+    arguments = ["-p", "once upon a time", "-n", str(N_NEW), "--temp", "0", "-ctk", "f32", "-ctv", "f32"]
+    assert main(["run", "-m", str(folder), *arguments, "--ignore-eos"]) == 0
+    assert tiny_tokenizer().decode(_expected(model, prompt), skip_special_tokens=True) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "falcon_h1", "deepseek_v3", "bamba", "gpt_oss"])
+def test_memory_is_told_from_the_config_alone(model_type: str, folders: Any) -> None:
+    folder, _ = folders(model_type)
+    with LLM(folder, n_ctx=64) as llm:
+        assert list(memory_layers(read_config(folder / "config.json"))) == list(llm.model.memory_layers)
+
+
+def test_layers_of_a_hybrid(folders: Any) -> None:
+    folder, _ = folders("lfm2")
+    assert list(memory_layers(read_config(folder))) == [
+        RecurrentLayer(((32, 3),)),
+        KVLayer(2, 8, 8),
+        RecurrentLayer(((32, 3),)),
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "granitemoehybrid"])
+def test_a_second_turn_reuses_the_first(model_type: str, folders: Any) -> None:
+    folder, model = folders(model_type)
+    with LLM(folder, n_ctx=128, kv_dtype="f32") as llm:
+        first = _prompt(11)
+        second = first + llm.generate(first, GREEDY)[0].token_ids + _prompt(4, seed=2)
+        output = llm.generate(second, GREEDY)[0]
+        assert output.cached_tokens >= len(first)
+        assert output.token_ids == _expected(model, second)
+
+
+@pytest.mark.parametrize(("kv_dtype", "tolerance"), [("f16", 0.02), ("bf16", 0.3), ("q8_0", 0.3)])
+def test_cells_of_another_type(kv_dtype: str, tolerance: float, folders: Any) -> None:
+    """Logits move by about the type's precision, which a random model amplifies."""
+    folder, _ = folders("granite")
+    greedy = SamplingParams(temperature=0.0, max_tokens=1, logprobs=5)
+    with LLM(folder, n_ctx=64, kv_dtype="f32") as exact, LLM(folder, n_ctx=64, kv_dtype=kv_dtype) as llm:
+        # The second turn reads all of the first from its cells.
+        outputs = []
+        for each in (exact, llm):
+            each.generate(_prompt(20), greedy)
+            outputs.append(each.generate([*_prompt(20), 9], greedy)[0])
+    expected, got = (output.logprobs[0].logprob for output in outputs if output.logprobs)
+    assert got == pytest.approx(expected, abs=tolerance)
+
+
+def test_a_model_that_lacks_weights(tmp_path: Path) -> None:
+    model = _save("olmo2", tmp_path)
+    state = {name: weight for name, weight in model.state_dict().items() if "layers.1.mlp" not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(CorruptFile, match=r"layers\.1\.mlp"):
+        LLM(tmp_path)
+
+
+def test_what_it_refuses(folders: Any, tmp_path: Path) -> None:
+    folder, _ = folders("smollm3")
+    with pytest.raises(InvalidRequest, match="quantised"):
+        LLM(folder, quantize="q8_0")
+    for config in (
+        '{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}',
+        '{"model_type": "nonsense"}',
+    ):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(UnsupportedModel):
+            read_config(tmp_path)

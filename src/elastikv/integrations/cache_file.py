@@ -6,7 +6,6 @@ header and tensors. Only what a layer still needs is written: no spare capacity,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -19,10 +18,9 @@ import torch
 from safetensors import safe_open
 
 from elastikv.errors import SnapshotError
+from elastikv.models.config_identity import config_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
     from elastikv.integrations.transformers_cache import ElasticCache
 
 _FORMAT = "elastikv prompt cache 1"
@@ -36,14 +34,6 @@ _DTYPES = {
 _NO_CRC = "0" * 8
 _CRC_KEY = b'"crc32": "'
 _PIECE_BYTES = 1 << 20
-# Names of things that say nothing about what a cache of the model holds.
-_IRRELEVANT = {"transformers_version", "dtype", "torch_dtype", "_name_or_path", "use_cache", "architectures"}
-
-
-def fingerprint(config: PreTrainedConfig) -> str:
-    """Of the model's shape (its weights are not known here)."""
-    facts = {name: value for name, value in config.to_dict().items() if name not in _IRRELEVANT}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def write_cache_file(path: Path, cache: ElasticCache) -> None:
@@ -57,7 +47,7 @@ def write_cache_file(path: Path, cache: ElasticCache) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            _write(file, named, {"fingerprint": fingerprint(cache.config), "layers": json.dumps(layers)})
+            _write(file, named, {"fingerprint": config_digest(cache.config), "layers": json.dumps(layers)})
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).replace(path)
@@ -97,7 +87,7 @@ def read_cache_file(path: Path, cache: ElasticCache, device: torch.device) -> No
     _verify(path)
     with safe_open(path, framework="pt", device=str(device)) as file:
         metadata = file.metadata()
-        if metadata["fingerprint"] != fingerprint(cache.config):
+        if metadata["fingerprint"] != config_digest(cache.config):
             raise SnapshotError(f"{path} was saved for another model than this {cache.config.model_type}")
         try:
             for index, (member, facts) in enumerate(

@@ -12,7 +12,6 @@ from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.cache_layers import ElasticLayer, ElasticSlidingLayer
 from elastikv.integrations.cache_memory import CacheMemory
 
-
 _PER_STATE = (
     "conv_kernel_size",
     "has_previous_state",

@@ -11,6 +11,7 @@ import torch
 from elastikv.batch import UBatch
 from elastikv.kernels.base import Buffers
 from elastikv.memory.base import LayerMemory, Memory
+from elastikv.memory.options import RotateK
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Model(Protocol):
     @property
     def memory_layers(self) -> Sequence[LayerMemory]:
         """What each layer asks of memory, in layer order."""
+        ...
+
+    @property
+    def rotate_k(self) -> RotateK | None:
+        """Re-rotates K for a context shift; None if this model's sequences cannot be shifted."""
         ...
 
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:

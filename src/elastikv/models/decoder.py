@@ -17,6 +17,7 @@ from elastikv.batch import UBatch
 from elastikv.kernels.base import Buffers, Kernels
 from elastikv.memory import HybridMemory, KVCache, RecurrentMemory
 from elastikv.memory.base import LayerMemory, Memory
+from elastikv.memory.options import RotateK
 from elastikv.models.base import ModelInfo
 from elastikv.models.rope import Rope
 from elastikv.weights.linear import Embedding, Linear
@@ -98,6 +99,10 @@ class Decoder:
         self._head = head
         self._eps = rms_norm_eps
         self._kernels = kernels
+
+    @property
+    def rotate_k(self) -> RotateK:
+        return self.rope.rotate_k
 
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
         hidden, half = self._embedding.width, self.rope.dim // 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -97,8 +99,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deepseek_v3": _MLA,
     "smollm3": {},
     "cohere2": _SLIDING,
-    "deepseek_v2": {**_MLA, "topk_method": "greedy"},
-    "gemma": {},
     "gemma3n_text": {
         **_SLIDING,
         "num_hidden_layers": 4,
@@ -110,6 +110,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": N_VOCAB,
         "laurel_rank": 4,
     },
+    "deepseek_v2": {**_MLA, "topk_method": "greedy"},
+    "gemma": {},
     "gemma4_text": {
         **_SLIDING,
         "num_hidden_layers": 4,
@@ -150,6 +152,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "exaone4": _SLIDING,
 }
+
+# The first stand for all that differ in what they remember; the others take a test run too long.
+_FIRST = 22
+
+
+def parametrised(architectures: Iterable[str] = ARCHITECTURES) -> list[Any]:
+    """For ``pytest.mark.parametrize``: those beyond the first are marked slow."""
+    first = set(list(ARCHITECTURES)[:_FIRST])
+    return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in architectures]
 
 
 def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
