@@ -121,7 +121,6 @@ def _read_rope(header: GGUFHeader, head_dim: int, freq_factors: tuple[float, ...
         raise UnsupportedModel(f"rope scaling {scaling!r} is not supported; supported: none, linear, yarn, llama3")
     kind = _ROPE_KINDS[scaling]
     factor = float(header.of_architecture("rope.scaling.factor", 1.0)) or 1.0
-    attention_factor = header.of_architecture("rope.scaling.yarn_attn_factor")
     return RopeConfig(
         dim=int(header.of_architecture("rope.dimension_count", head_dim)),
         theta=float(header.of_architecture("rope.freq_base", 10000.0)),
@@ -132,13 +131,22 @@ def _read_rope(header: GGUFHeader, head_dim: int, freq_factors: tuple[float, ...
         ),
         beta_fast=float(header.of_architecture("rope.scaling.yarn_beta_fast", 32.0)),
         beta_slow=float(header.of_architecture("rope.scaling.yarn_beta_slow", 1.0)),
-        attention_factor=None if attention_factor is None else float(attention_factor) * _yarn_magnitude(factor),
+        attention_factor=_read_attention_factor(header, factor) if kind == "yarn" else None,
         freq_factors=freq_factors,
     )
 
 
+def _read_attention_factor(header: GGUFHeader, factor: float) -> float | None:
+    """What the converter wrote, all that cos and sin are scaled by; or what llama.cpp goes by, on top of YaRN's own."""
+    whole = header.of_architecture("rope.scaling.yarn_attn_factor")
+    if whole is not None:
+        return float(whole)
+    on_top = header.of_architecture("rope.scaling.attn_factor")
+    return None if on_top is None else float(on_top) * _yarn_magnitude(factor)
+
+
 def _yarn_magnitude(factor: float, scale: float = 1.0) -> float:
-    """What YaRN scales cos and sin by (Peng et al., arXiv:2309.00071); ggml multiplies its own factor with it."""
+    """What YaRN scales cos and sin by (Peng et al., arXiv:2309.00071)."""
     return 1.0 if factor <= 1 else 1.0 + 0.1 * scale * math.log(factor)
 
 
@@ -186,12 +194,12 @@ def _write_rope(writer: GGUFWriter, rope: RopeConfig) -> None:
         writer.add_rope_scaling_orig_ctx_len(rope.n_ctx_original)
         writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
         writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
-        magnitude = _yarn_magnitude(rope.factor)
-        if rope.attention_factor is not None:
-            writer.add_rope_scaling_yarn_attn_factor(rope.attention_factor / magnitude)
-        elif rope.mscale and rope.mscale_all_dim:
-            wanted = _yarn_magnitude(rope.factor, rope.mscale) / _yarn_magnitude(rope.factor, rope.mscale_all_dim)
-            writer.add_rope_scaling_yarn_attn_factor(wanted / magnitude)
+        whole = rope.attention_factor
+        if whole is None and rope.mscale and rope.mscale_all_dim:
+            whole = _yarn_magnitude(rope.factor, rope.mscale) / _yarn_magnitude(rope.factor, rope.mscale_all_dim)
+        if whole is not None:
+            writer.add_rope_scaling_yarn_attn_factor(whole)
+            writer.add_rope_scaling_attn_factors(whole / _yarn_magnitude(rope.factor))
 
 
 def _write_delta_net(writer: GGUFWriter, net: DeltaNetConfig, config: ModelConfig) -> None:

@@ -1,0 +1,90 @@
+"""The same GGUF in llama.cpp and here: log-probabilities of every token, and how texts are cut into tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.forward import decode, open_memory, random_ids
+from support.gguf_files import K_QUANTS, random_blocks, rewrite
+from support.llama_cpp import ask_llama_cpp
+from support.tiny_models import tiny_model
+
+from elastikv.kernels import select_kernels
+from elastikv.models import load_model
+from elastikv.weights.gguf_export import export_gguf
+
+pytest.importorskip("xllamacpp", reason="compares with llama.cpp, from the xllamacpp package: not installed")
+
+# llama.cpp has one width for the k and v heads of a delta net.
+_DELTA_NET = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+_WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+_ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+_LLAMA3 = {**_ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_PROMPTS = [random_ids(1, 300, seed=1), random_ids(45, 300, seed=2), random_ids(130, 300, seed=3)]
+
+
+def _both(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities ``[n_prompts, n_vocab]`` of the token after each prompt: ours, llama.cpp's."""
+    model = load_model(path, kernels=select_kernels("reference")).model
+    logits = [decode(model, open_memory(model), {0: prompt})[0][-1] for prompt in _PROMPTS]
+    theirs = ask_llama_cpp(path, _PROMPTS, [])["logprobs"]
+    return torch.stack(logits).log_softmax(-1), torch.tensor(theirs)
+
+
+@pytest.mark.parametrize(
+    ("arch", "overrides"),
+    [
+        ("llama", {}),
+        ("llama", {"rope_parameters": _LLAMA3}),
+        ("llama", {"rope_parameters": {**_ROPE, "rope_type": "linear"}}),
+        ("llama", {"rope_parameters": {**_ROPE, "rope_type": "yarn"}}),
+        ("llama", {"rope_parameters": {**_ROPE, "rope_type": "yarn", "attention_factor": 1.4}}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("qwen3", {"tie_word_embeddings": False}),
+        ("qwen3_5", _DELTA_NET),
+        ("qwen3_5", {**_DELTA_NET, "num_hidden_layers": 6, "linear_num_value_heads": 6}),
+        ("qwen3_5", {**_DELTA_NET, "linear_num_value_heads": 2, "tie_word_embeddings": False}),
+    ],
+)
+def test_f32_logits_are_llama_cpps(arch: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    path = export_gguf(tiny_model(arch, tmp_path / "model", **overrides), tmp_path / "model.gguf")
+    ours, theirs = _both(path)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("file_type", ["f16", "bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize(("arch", "overrides"), [("llama", {}), ("qwen3_5", _DELTA_NET)])
+def test_packed_logits_are_llama_cpps_but_for_its_activations(
+    arch: str, overrides: dict[str, Any], file_type: str, tmp_path: Path
+) -> None:
+    """llama.cpp rounds activations to the weights' 16 bits, or to 8 for packed weights; here they stay f32."""
+    path = export_gguf(tiny_model(arch, tmp_path / "model", **overrides), tmp_path / "model.gguf", file_type)
+    ours, theirs = _both(path)
+    error = (ours - theirs).square().mean().sqrt() / ours.std()
+    assert error < (0.02 if file_type in ("f16", "bf16") else 0.1)
+
+
+@pytest.mark.parametrize("kind", K_QUANTS)
+def test_k_quants_mean_what_llama_cpp_reads_in_them(kind: str, tmp_path: Path) -> None:
+    def replace(name: str, data: np.ndarray) -> tuple[np.ndarray, str] | None:
+        if not name.endswith(("attn_q.weight", "ffn_up.weight", "ffn_down.weight")):
+            return None
+        return random_blocks(kind, *data.shape, seed=len(name)), kind
+
+    plain = export_gguf(tiny_model("llama", tmp_path / "model", **_WIDE), tmp_path / "plain.gguf")
+    ours, theirs = _both(rewrite(plain, tmp_path / "packed.gguf", tensor=replace))
+    error = (ours - theirs).square().mean().sqrt() / ours.std()
+    assert error < 0.03
+
+
+def test_texts_become_the_same_tokens(tmp_path: Path) -> None:
+    texts = ["Hello wörld <|im_start|>  1234 it's\n\n", "東京 Привет\t🙂", "", "  x", "def f(n):\n    return n\n"]
+    path = export_gguf(tiny_model("qwen3", tmp_path / "model"), tmp_path / "model.gguf")
+    tokenizer = load_model(path, kernels=select_kernels("reference")).tokenizer
+    assert [tokenizer.encode(text) for text in texts] == ask_llama_cpp(path, [], texts)["tokens"]
