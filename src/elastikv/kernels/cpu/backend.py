@@ -12,15 +12,15 @@ from elastikv.errors import InvalidRequest
 from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
 from elastikv.kernels.cpu.blocks import OF_TYPE
 from elastikv.kernels.cpu.layouts import OF_DTYPE
-from elastikv.kernels.cpu.linear import TILE_VALUES, LinearKernel
+from elastikv.kernels.cpu.linear import SCRATCH_BYTES, LinearKernel
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
 _SHORT_SPAN = 8
 """Tokens of a span up to which each is attended like a decoded one."""
 
-_SCRATCH_FLOATS = 1 << 22
-"""float32 values of scratch that short spans share; enough for several rows of any known model."""
+_SCRATCH_FLOATS = 1 << 21
+"""float32 values of scratch for attention: what prefill needs for heads of 256, and several rows in decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class CpuKernels:
         return out
 
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
-        return 4 * _SCRATCH_FLOATS + 4 * TILE_VALUES
+        return 4 * _SCRATCH_FLOATS + SCRATCH_BYTES
 
     def _plan_of(self, ubatch: UBatch) -> _Plan:
         if self._plan is None or self._plan.ubatch is not ubatch:

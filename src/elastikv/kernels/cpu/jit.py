@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
-from numba.core.dispatcher import Dispatcher
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
+
+_log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -31,38 +32,42 @@ class _PackageCacheImpl(CompileResultCacheImpl):
         self.locator.get_source_stamp = _sources_digest
 
 
+@functools.cache
+def _announce() -> None:
+    """Tell, once, why nothing happens for some seconds."""
+    _log.warning("compiling CPU kernels (first run only) ...")
+
+
 class _PackageCache(FunctionCache):
     _impl_class = _PackageCacheImpl
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        compiled = super().load_overload(sig, target_context)
+        if compiled is None:
+            _announce()
+        return compiled
 
-def kernel(function: Callable[..., Any]) -> Dispatcher:
+
+class _NoCache(NullCache):
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        _announce()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls: may use ``prange``, and is kept on disk.
 
     Where numba finds no directory to write to (next to the sources, then the user's cache), the
     kernel is compiled anew in each process.
     """
-    dispatcher = numba.njit(parallel=True, nogil=True, error_model="numpy")(function)
+    dispatcher: Any = numba.njit(parallel=True, nogil=True, error_model="numpy")(function)
     try:
         dispatcher._cache = _PackageCache(function)
-    except RuntimeError:  # "no locator available": nothing writable
-        return dispatcher
+    except RuntimeError:  # "no locator available": nothing is writable
+        _log.info("no directory to keep the compiled kernel %s in", function.__name__)
+        dispatcher._cache = _NoCache()
     return dispatcher
 
 
-def inlined(function: Callable[..., Any]) -> Dispatcher:
+def inlined(function: Callable[..., Any]) -> Any:
     """Compile a helper that only kernels call."""
     return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-def is_cached(dispatcher: Dispatcher) -> bool:
-    """Whether any compiled version of the kernel is in memory or, up to date, on disk."""
-    if dispatcher.signatures:
-        return True
-    cache = dispatcher._cache
-    return isinstance(cache, _PackageCache) and bool(cache._cache_file._load_index())
-
-
-def kernels_of(module: Any) -> list[Dispatcher]:
-    """The kernels that a module defines."""
-    dispatchers = (value for _, value in inspect.getmembers(module) if isinstance(value, Dispatcher))
-    return [dispatcher for dispatcher in dispatchers if dispatcher.targetoptions.get("parallel")]

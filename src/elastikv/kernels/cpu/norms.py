@@ -22,7 +22,7 @@ _ZERO = np.float32(0)
 
 
 @inlined
-def inverse_rms(x: int, d: int, eps: float) -> float:
+def inverse_rms(x: int, d: int, eps: float) -> np.float32:
     """``1 / sqrt(mean(x^2) + eps)`` of d values."""
     squares = splat(_ZERO)
     for start in range(0, d, LANES):

@@ -1,0 +1,64 @@
+"""Compilation: kept on disk, stale when any source changes, and no failure where nothing can be written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elastikv.kernels.cpu import jit
+
+PROGRAM = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+import torch
+from elastikv.kernels.cpu import norms
+x, out = torch.ones(1, 16), torch.full((1, 16), torch.nan)
+norms.silu_mul(torch.ones(1, 32).data_ptr(), 128, 1, 16, out.data_ptr())
+assert not out.isnan().any()
+print("hits", sum(norms.silu_mul.stats.cache_hits.values()))
+"""
+
+
+def run_with_cache(folder: Path) -> str:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+    program = [sys.executable, "-c", PROGRAM]
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
+    first, second = run_with_cache(tmp_path), run_with_cache(tmp_path)
+    assert first.count("compiling CPU kernels") == 1
+    assert first.endswith("hits 0\n")
+    assert second == "hits 1\n"
+
+
+def test_a_change_of_any_source_makes_kernels_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    stamp = jit._PackageCache(run_with_cache)._impl.locator.get_source_stamp()
+    assert stamp == jit._sources_digest()
+    jit._sources_digest.cache_clear()
+    source = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: source(path) + (b"#" if path.name == "vector.py" else b""))
+    try:
+        assert jit._sources_digest() != stamp
+    finally:
+        jit._sources_digest.cache_clear()
+
+
+def test_a_machine_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(jit._PackageCacheImpl, "_locator_classes", [])
+    with caplog.at_level(logging.INFO):
+        one_more = jit.inlined(lambda x: x + 1)
+        add = jit.kernel(plus_one)
+    assert one_more(1) == add(1) == 2
+    assert "plus_one" in caplog.text
+
+
+def plus_one(x: int) -> int:
+    return x + 1
