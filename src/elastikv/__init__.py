@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from elastikv.engine.params import SamplingParams
     from elastikv.engine.policy import SchedulerOptions
     from elastikv.engine.stats import EngineStats, SessionInfo
+    from elastikv.integrations.transformers_cache import ElasticCache
     from elastikv.memory.base import MemoryStats, SequenceStats
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "CacheFull",
     "CorruptFile",
     "Delta",
+    "ElasticCache",
     "ElastikvError",
     "EngineStats",
     "GenerationCut",
@@ -65,6 +67,7 @@ _MODULES = {
     "SamplingParams": "elastikv.engine.params",
     "SchedulerOptions": "elastikv.engine.policy",
     "EngineStats": "elastikv.engine.stats",
+    "ElasticCache": "elastikv.integrations.transformers_cache",
     "SessionInfo": "elastikv.engine.stats",
     "MemoryStats": "elastikv.memory.base",
     "SequenceStats": "elastikv.memory.base",
