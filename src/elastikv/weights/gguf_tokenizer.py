@@ -92,9 +92,9 @@ def _byte_level(path: Path, header: GGUFHeader, tokens: list[str]) -> tokenizers
     split = _value(header, "pre", "gpt-2")
     if split not in SPLITS:
         raise UnsupportedModel(f"{path}: pre-tokenizer {split!r} is not supported; supported: {', '.join(SPLITS)}")
-    listed = header.strings("tokenizer.ggml.merges")
-    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in listed)]
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+    listed = (merge.partition(" ") for merge in header.strings("tokenizer.ggml.merges"))
+    merges = [(left, right) for left, _, right in listed if {left, right, left + right} <= vocabulary.keys()]
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split in _WHOLE_WORDS_FIRST)
     )

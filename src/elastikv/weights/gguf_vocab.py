@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 
 from elastikv.errors import UnsupportedModel
 from elastikv.weights.config import Architecture, ModelConfig
@@ -96,11 +96,28 @@ def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: Architecture
 
 
 def _write_special(writer: GGUFWriter, folder: Path, config: ModelConfig, tokens: list[str]) -> None:
-    """Ids of BOS, EOS and the like and the template, as the gguf package finds them; our config's EOS goes first."""
+    """Ids of BOS, EOS and the like and the template, as the gguf package finds them; our config's EOS goes first.
+
+    Whether BOS and EOS are put around a text is what the tokenizer does, not what files beside it say.
+    """
     special = SpecialVocab(folder, load_merges=False, n_vocab=len(tokens))
     if config.eos_token_ids:
         special.special_token_ids["eos"] = config.eos_token_ids[0]
+    first, last = _put_around(folder / "tokenizer.json")
+    if first is not None:
+        special.special_token_ids["bos"] = first
+    special.add_special_token = {"bos": first is not None, "eos": last is not None}
     special.add_to_gguf(writer, quiet=True)
+
+
+def _put_around(file: Path) -> tuple[int | None, int | None]:
+    """Tokens that the tokenizer puts before and after a text."""
+    if not file.is_file():
+        return None, None
+    tokenizer = Tokenizer.from_file(str(file))
+    bare = tokenizer.encode("x", add_special_tokens=False).ids
+    whole = tokenizer.encode("x").ids
+    return whole[0] if whole[: len(bare)] != bare else None, whole[-1] if whole[-len(bare) :] != bare else None
 
 
 def _stand_in(config: ModelConfig) -> dict[str, Any]:
