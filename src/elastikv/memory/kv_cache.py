@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from elastikv.batch import Batch, UBatch, split
-from elastikv.errors import CacheFull, InvalidRequest
+from elastikv.errors import CacheFull
 from elastikv.memory.base import Cells, KVLayer, MemoryStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.cells import StreamCells
@@ -275,25 +275,11 @@ class KVCache:
         InvalidRequest below what is used or above n_ctx; CacheFull if there is no room.
         """
         self.require_idle()
-        seq_ids = self._streams.ids() if seq_id is None else [seq_id]
-        for each in seq_ids:
-            used = self.n_cells(each)
-            if n_cells < used:
-                raise InvalidRequest(f"sequence {each} uses {used} cells; it cannot be resized to {n_cells}")
-        if not 1 <= n_cells <= self.n_ctx:
-            raise InvalidRequest(f"n_cells must be in 1..{self.n_ctx} (n_ctx), got {n_cells}")
-        self._streams.ensure(dict.fromkeys(seq_ids, n_cells), as_needed=True)
+        self._streams.resize(n_cells, self._streams.ids() if seq_id is None else [seq_id])
 
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
         self.require_idle()
-        before = self.committed_bytes
-        for each in self._streams.ids() if seq_id is None else [seq_id]:
-            used = self.n_cells(each)
-            if used:
-                self._streams.ensure({each: used}, as_needed=True)
-            else:
-                self._streams.close(each)
-        return before - self.committed_bytes
+        return self._streams.shrink_to_fit(self._streams.ids() if seq_id is None else [seq_id])
 
     @property
     def committed_bytes(self) -> int:

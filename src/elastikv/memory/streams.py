@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from elastikv.errors import CacheFull
+from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.base import KVLayer
 from elastikv.memory.budget import Budget
 from elastikv.memory.cell_types import cell_planes
@@ -111,6 +111,27 @@ class Streams:
         self._streams.update(opened)
         self.touch()
         self._record(before, time.perf_counter() - started)
+
+    def resize(self, n_cells: int, seq_ids: Sequence[int]) -> None:
+        """Set capacities to one number, all or none. InvalidRequest below what is used or above n_ctx; CacheFull."""
+        for seq_id in seq_ids:
+            used = self.cells(seq_id).used
+            if n_cells < used:
+                raise InvalidRequest(f"sequence {seq_id} uses {used} cells; it cannot be resized to {n_cells}")
+        if not 1 <= n_cells <= self._options.n_ctx:
+            raise InvalidRequest(f"n_cells must be in 1..{self._options.n_ctx} (n_ctx), got {n_cells}")
+        self.ensure(dict.fromkeys(seq_ids, n_cells), as_needed=True)
+
+    def shrink_to_fit(self, seq_ids: Sequence[int]) -> int:
+        """Give back all cells that are not in use; returns the bytes."""
+        before = self.committed_bytes
+        for seq_id in seq_ids:
+            used = self.cells(seq_id).used
+            if used:
+                self.ensure({seq_id: used}, as_needed=True)
+            else:
+                self.close(seq_id)
+        return before - self.committed_bytes
 
     def check(self) -> None:
         for seq_id, stream in self._streams.items():

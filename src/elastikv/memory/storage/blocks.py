@@ -69,7 +69,8 @@ class TensorBlock:
 
     def __init__(self, n_bytes: int, device: torch.device) -> None:
         try:
-            self.data = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
+            with torch.inference_mode(False):
+                self.data = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
         except RuntimeError as error:  # torch's own out-of-memory errors are RuntimeErrors
             raise MemoryError(str(error)) from error
         self.committed = n_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import mmap
 import os
@@ -51,7 +52,9 @@ class Region:
             )
         except OSError as error:
             raise MemoryError(f"{n_bytes} bytes of address space cannot be reserved: {error}") from error
-        self.data = torch.frombuffer(self._map, dtype=torch.uint8)
+        # A tensor made in inference mode could never be written outside of it.
+        with torch.inference_mode(False):
+            self.data = torch.frombuffer(self._map, dtype=torch.uint8)
         self.address = self.data.data_ptr()
         # A huge page would make a small stream resident far beyond what it asked for.
         self._advise("MADV_NOHUGEPAGE", 0, n_bytes)
@@ -100,7 +103,7 @@ class Region:
         try:
             self._map.madvise(_MADV_POPULATE_WRITE, start, stop - start)
         except OSError as error:
-            if error.errno != _EINVAL:
+            if error.errno != errno.EINVAL:
                 raise
             self.data[start:stop:PAGE] = 0  # kernels before 5.14: touch every page
 
@@ -108,9 +111,6 @@ class Region:
         """Advice about huge pages; kernels built without them refuse it, and need none."""
         with contextlib.suppress(OSError):
             self._map.madvise(getattr(mmap, name), start, stop - start)
-
-
-_EINVAL = 22
 
 
 @functools.cache
