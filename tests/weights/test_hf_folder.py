@@ -155,15 +155,20 @@ def test_tensor_of_another_shape_than_the_config_says(tmp_path: Path) -> None:
     assert "mlp.gate_proj" in str(error)
 
 
+def refused_config(path: Path, **changes: Any) -> str:
+    edit_config(path, **changes)
+    with pytest.raises(UnsupportedModel) as caught:
+        HFFolder(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 def test_unsupported_architecture_is_named_with_the_supported_ones(tmp_path: Path) -> None:
-    path = tiny_model("llama", tmp_path)
-    edit_config(path, architectures=["MambaForCausalLM"])
-    error = refusal(path)
-    assert type(error) is UnsupportedModel
-    assert "MambaForCausalLM is not supported" in str(error)
+    message = refused_config(tiny_model("llama", tmp_path), architectures=["MambaForCausalLM"])
+    assert "MambaForCausalLM is not supported" in message
     for name in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
-        assert name in str(error)
-    assert "Qwen3_5ForConditionalGeneration" in str(error)
+        assert name in message
+    assert "Qwen3_5ForConditionalGeneration" in message
 
 
 @pytest.mark.parametrize(
@@ -177,11 +182,7 @@ def test_unsupported_architecture_is_named_with_the_supported_ones(tmp_path: Pat
     ],
 )
 def test_what_would_compute_something_else_is_refused(changes: dict[str, Any], part: str, tmp_path: Path) -> None:
-    path = tiny_model("llama", tmp_path)
-    edit_config(path, **changes)
-    error = refusal(path)
-    assert type(error) is UnsupportedModel
-    assert part in str(error)
+    assert part in refused_config(tiny_model("llama", tmp_path), **changes)
 
 
 def test_config_that_lacks_a_field_or_is_no_json(tmp_path: Path) -> None:
