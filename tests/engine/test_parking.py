@@ -1,0 +1,211 @@
+"""Sessions that leave memory for a folder, and come back: in the same run, after a restart, or not at all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from history_model import BYTES_PER_CELL, expected_tokens
+
+from elastikv.engine import parking as parking_module
+from elastikv.engine.params import SamplingParams
+from elastikv.errors import InvalidRequest, SnapshotError
+
+HYBRID = pytest.mark.parametrize("is_hybrid", [False, True])
+
+
+def greedy(n: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=n)
+
+
+def prompt(seed: int, n: int) -> list[int]:
+    return [(seed * 37 + i * 11) % 384 for i in range(n)]
+
+
+def run(rig, tokens: list[int], n: int = 5):
+    request = rig.scheduler.submit(tokens, greedy(n))
+    rig.run(request)
+    assert request.output(0.0).token_ids == expected_tokens(tokens, n)
+    return request
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+@HYBRID
+def test_an_idle_session_is_parked_when_memory_is_wanted_and_restored_by_its_prefix(
+    rig, is_hybrid: bool, tmp_path: Path
+) -> None:
+    r = rig(is_hybrid=is_hybrid, budget=(112 + 48 * is_hybrid) * BYTES_PER_CELL + 500, park_dir=tmp_path)
+    first = run(r, prompt(0, 60))
+    run(r, prompt(1, 80))
+    assert [session.state for session in r.scheduler.sessions()] == ["parked", "idle"]
+    assert len(files(tmp_path)) == 1
+    computed = r.model.n_computed
+    again = run(r, [*first.token_ids, 1, 2])
+    assert again.cached_tokens == 64
+    assert r.model.n_computed - computed == 3 + 4
+    assert "restore" in r.kinds()
+    assert [session.id for session in r.scheduler.sessions() if session.state == "idle"] == [0]
+
+
+@HYBRID
+def test_a_preempted_request_is_restored_instead_of_computed(rig, is_hybrid: bool, tmp_path: Path) -> None:
+    budget = 64 * BYTES_PER_CELL + 4096 * 4 * is_hybrid + 500
+    r = rig(is_hybrid=is_hybrid, budget=budget, n_parallel=2, park_dir=tmp_path)
+    requests = [r.scheduler.submit(prompt(i, 10), greedy(50 - 20 * i)) for i in range(2)]
+    r.run(*requests)
+    for request in requests:
+        assert request.output(0).token_ids == expected_tokens(request.token_ids[:10], request.n_generated)
+    assert {"preempt", "park", "restore"} <= set(r.kinds())
+    # Every token once; a restored one none twice, but for the token that is computed to go on.
+    assert r.model.n_computed <= sum(len(request.token_ids) for request in requests) + r.kinds().count("preempt")
+
+
+def test_parked_sessions_survive_a_restart(rig, tmp_path: Path) -> None:
+    first = rig(park_dir=tmp_path)
+    request = run(first, prompt(0, 60))
+    first.close()
+    assert len(files(tmp_path)) == 1
+    second = rig(park_dir=tmp_path)
+    assert [session.state for session in second.scheduler.sessions()] == ["parked"]
+    assert run(second, [*request.token_ids, 1]).cached_tokens == 64
+    assert files(tmp_path) == []
+
+
+def test_after_a_restart_another_conversation_does_not_use_up_a_parked_one(rig, tmp_path: Path) -> None:
+    first = rig(park_dir=tmp_path)
+    request = run(first, prompt(0, 60))
+    first.close()
+    second = rig(park_dir=tmp_path)
+    run(second, [*request.token_ids[:40], 9, 9, 9])
+    assert run(second, [*request.token_ids, 1]).cached_tokens == 64
+
+
+def test_sessions_of_another_model_are_left_alone(rig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rig_of_one = rig(park_dir=tmp_path)
+    run(rig_of_one, prompt(0, 60))
+    rig_of_one.close()
+    with caplog.at_level(logging.WARNING):
+        other = rig(park_dir=tmp_path, fingerprint="another")
+    assert "another model" in caplog.text
+    assert other.scheduler.sessions() == []
+    assert run(other, prompt(0, 60)).cached_tokens == 0
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "garbage", "gone"])
+@pytest.mark.parametrize("when", ["before the start", "after the start"])
+def test_a_damaged_file_costs_one_line_and_a_recomputation(
+    rig, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str, when: str
+) -> None:
+    first = rig(park_dir=tmp_path)
+    request = run(first, prompt(0, 60))
+    first.close()
+    (path,) = files(tmp_path)
+    second = rig(park_dir=tmp_path) if when == "after the start" else None
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        changed = {
+            "flip": data[:-10] + bytes([data[-10] ^ 1]) + data[-9:],
+            "truncate": data[: len(data) // 2],
+            "empty": b"",
+            "garbage": b"garbage" * 100,
+        }
+        path.write_bytes(changed[damage])
+    with caplog.at_level(logging.WARNING):
+        second = second or rig(park_dir=tmp_path)
+        again = run(second, [*request.token_ids, 1])
+    assert again.cached_tokens == 0
+    lines = [record for record in caplog.records if "parked session" in record.getMessage()]
+    assert len(lines) == (0 if damage == "gone" and when == "before the start" else 1)
+
+
+def test_what_a_killed_writer_left_is_cleaned_up_and_never_served(rig, tmp_path: Path) -> None:
+    unfinished = tmp_path / ".0123.safetensors.abc.tmp"
+    unfinished.write_bytes(b"half of a session")
+    r = rig(park_dir=tmp_path)
+    assert r.scheduler.sessions() == []
+    assert not unfinished.exists()
+
+
+def test_a_disk_that_is_full_drops_the_session_with_one_line(
+    rig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parking_module, "save_sequence", full)
+    r = rig(budget=112 * BYTES_PER_CELL + 500, park_dir=tmp_path)
+    run(r, prompt(0, 60))
+    with caplog.at_level(logging.WARNING):
+        run(r, prompt(1, 80))
+    assert "No space left" in caplog.text
+    assert [session.state for session in r.scheduler.sessions()] == ["idle"]
+
+
+def test_the_folder_keeps_only_so_many(rig, tmp_path: Path) -> None:
+    r = rig(park_dir=tmp_path, max_idle=0, max_parked=2)
+    for i in range(4):
+        r.clock.now += 1
+        run(r, prompt(i, 20))
+        r.scheduler.step()
+    assert [session.id for session in r.scheduler.sessions()] == [2, 3]
+    assert len(files(tmp_path)) == 2
+
+
+def test_a_session_that_idles_too_long_is_parked(rig, tmp_path: Path) -> None:
+    r = rig(park_dir=tmp_path, idle_drop_seconds=30)
+    run(r, prompt(0, 20))
+    r.clock.now = 30
+    r.scheduler.tend()
+    assert [session.state for session in r.scheduler.sessions()] == ["parked"]
+    assert r.memory.stats().committed_bytes == 0
+
+
+# Saved by the user
+
+
+@HYBRID
+def test_a_saved_session_comes_back_as_a_new_one(rig, is_hybrid: bool, tmp_path: Path) -> None:
+    r = rig(is_hybrid=is_hybrid)
+    request = run(r, prompt(0, 60))
+    assert r.scheduler.archive.save(0, tmp_path / "session") == 64
+    r.scheduler.archive.erase(0)
+    assert r.memory.seq_ids() == []
+    restored = r.scheduler.archive.restore(tmp_path / "session")
+    assert [(session.id, session.used_cells) for session in r.scheduler.sessions()] == [(restored, 64)]
+    assert run(r, [*request.token_ids, 1]).cached_tokens == 64
+    assert (tmp_path / "session").exists()
+
+
+def test_restoring_makes_idle_sessions_give_way(rig, tmp_path: Path) -> None:
+    r = rig(budget=112 * BYTES_PER_CELL + 500)
+    run(r, prompt(0, 60))
+    r.scheduler.archive.save(0, tmp_path / "session")
+    run(r, prompt(1, 80))
+    restored = r.scheduler.archive.restore(tmp_path / "session")
+    assert [session.id for session in r.scheduler.sessions()] == [restored]
+
+
+def test_a_session_of_another_model_is_refused(rig, tmp_path: Path) -> None:
+    r, other = rig(), rig(fingerprint="another")
+    run(r, prompt(0, 60))
+    r.scheduler.archive.save(0, tmp_path / "session")
+    with pytest.raises(SnapshotError):
+        other.scheduler.archive.restore(tmp_path / "session")
+    assert other.scheduler.sessions() == []
+
+
+def test_a_running_session_cannot_be_erased_and_an_unknown_one_not_found(rig) -> None:
+    r = rig()
+    request = r.scheduler.submit(prompt(0, 20), greedy(20))
+    r.scheduler.step()
+    with pytest.raises(InvalidRequest, match="running"):
+        r.scheduler.archive.erase(request.session.id)
+    with pytest.raises(InvalidRequest, match="no session 99"):
+        r.scheduler.archive.erase(99)
