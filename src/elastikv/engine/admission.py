@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from elastikv.engine.cost import SequenceCost
 from elastikv.engine.params import SamplingParams
@@ -37,6 +37,12 @@ class Admission:
             if n_bytes > most:
                 raise CacheFull("kv-budget", asked=n_bytes, left=most, limit=limit)
 
-    def fits_now(self, request: Request) -> bool:
-        """Whether its tokens have room once idle sessions make way; growth while generating is not foreseen."""
-        return self._cost.n_bytes(len(request.token_ids)) <= self._budget.left() + self._room.idle_bytes()
+    def fits_now(self, request: Request, running: Iterable[tuple[int, int]]) -> bool:
+        """Whether its tokens have room once idle sessions make way; growth while generating is not foreseen.
+
+        running: of each running request, how many tokens it has and for how many of them it has cells.
+        The room for the others is as good as taken.
+        """
+        promised = sum(self._cost.n_bytes(n) - (self._cost.n_bytes(n_held) if n_held else 0) for n, n_held in running)
+        n_bytes = self._cost.n_bytes(len(request.token_ids))
+        return n_bytes + promised <= self._budget.left() + self._room.idle_bytes()

@@ -188,7 +188,8 @@ class Scheduler:
             return True
         if self._is_admission_held or self._placing.awaits_prompt(request, self._running):
             return False
-        return self._admission.fits_now(request)
+        running = ((len(other.token_ids), self._n_held(other)) for other in self._running)
+        return self._admission.fits_now(request, running)
 
     def _decode(self) -> tuple[list[Chunk], np.ndarray | None]:
         """What could be computed, and float32 logits ``[n, n_vocab]`` of the chunks that complete their request."""
