@@ -126,6 +126,10 @@ class AsyncLLM:
         """Memory events after number ``since``; callable from any thread."""
         return self.llm.events.since(since)
 
+    async def check(self) -> None:
+        """Look at every invariant of the memory, between two steps. Raises AssertionError."""
+        await self._call(self.llm.memory.check)
+
     # Changing memory while it runs
 
     async def resize(self, n_cells: int) -> None:
