@@ -24,8 +24,7 @@ class ElasticLayer(CacheLayerMixin):
         self.memory = memory
         self.cells: LayerCells | None = None
         self.length = 0
-        memory.members.append(self)
-        memory.owners.append(self)
+        memory.add_owner(self)
 
     @property
     def is_initialized(self) -> bool:
@@ -107,13 +106,13 @@ class ElasticLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.cells is not None:
-            self._select(torch.arange(self.cells.batch_size).repeat_interleave(repeats))
+            self._select_cells(torch.arange(self.cells.batch_size).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.cells is not None:
-            self._select(torch.arange(self.cells.batch_size)[indices.cpu()])
+            self._select_cells(torch.arange(self.cells.batch_size)[indices.cpu()])
 
-    def _select(self, batch_index: torch.Tensor) -> None:
+    def _select_cells(self, batch_index: torch.Tensor) -> None:
         assert self.cells is not None
         old = self.cells
         self.cells = old.selected(batch_index, self.n_used)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 
@@ -56,6 +57,23 @@ class CellsOwner(Member, Protocol):
         ...
 
 
+class _Charge:
+    """Bytes that are charged to a budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.n_bytes = 0
+        self._budget = budget
+
+    def add(self, n_bytes: int | None) -> None:
+        """Charge more (CacheFull: nothing is), or less if negative; None: give all of it back."""
+        n_bytes = -self.n_bytes if n_bytes is None else n_bytes
+        if n_bytes > 0:
+            self._budget.charge(n_bytes)
+        else:
+            self._budget.release(-n_bytes)
+        self.n_bytes += n_bytes
+
+
 class CacheMemory:
     """Budget, growth, and the layers that stand on them. ``n_ctx`` counts tokens of a sequence."""
 
@@ -64,31 +82,48 @@ class CacheMemory:
             raise InvalidRequest(f"n_ctx must be at least 1, got {n_ctx}")
         if initial < 1:
             raise InvalidRequest(f"initial must be at least 1 cell, got {initial}")
+        if storage not in get_args(StorageKind):
+            raise InvalidRequest(f"storage must be one of {', '.join(get_args(StorageKind))}, got {storage!r}")
         self.n_ctx = n_ctx
         self.budget = budget
-        self.members: list[Member] = []
-        self.owners: list[CellsOwner] = []
-        self.state_bytes = 0
+        # The layers hold this object. Were it to hold them, nothing would be freed before the next collection.
+        self._members: list[weakref.ref[Member]] = []
+        self._owners: list[weakref.ref[CellsOwner]] = []
+        self._state = _Charge(budget)
+        weakref.finalize(self, self._state.add, None).atexit = False
         self.n_resizes = 0
         self.resize_seconds = 0.0
         self._initial = initial
-        self._storage = storage
+        self._storage: StorageKind = storage
         self._growth = parse_growth(growth) if growth is not None else None
+
+    def add_member(self, layer: Member) -> None:
+        """In the order in which a forward pass comes to them; those of two kinds may be added twice."""
+        if layer not in self.members:
+            self._members.append(weakref.ref(layer))
+
+    def add_owner(self, layer: CellsOwner) -> None:
+        self.add_member(layer)
+        self._owners.append(weakref.ref(layer))
+
+    @property
+    def members(self) -> list[Member]:
+        return [member for reference in self._members if (member := reference())]
+
+    @property
+    def owners(self) -> list[CellsOwner]:
+        return [owner for reference in self._owners if (owner := reference())]
 
     def leads(self, layer: Member) -> bool:
         """Whether ``layer`` is the first one that a forward pass comes to."""
-        return layer is self.members[0]
+        return layer is self._members[0]()
 
     def open_cells(self, samples: Sequence[torch.Tensor]) -> LayerCells:
         return LayerCells(samples, self.n_ctx, self._storage, self.budget)
 
     def charge_state(self, n_bytes: int) -> None:
         """Account for recurrent state that is about to be allocated (or, negative, was let go)."""
-        if n_bytes > 0:
-            self.budget.charge(n_bytes)
-        else:
-            self.budget.release(-n_bytes)
-        self.state_bytes += n_bytes
+        self._state.add(n_bytes)
 
     def make_room(self, layer: Member, n_new: int) -> None:
         """Room for ``n_new`` tokens in ``layer``, and in all others too if it leads the pass.
@@ -125,8 +160,8 @@ class CacheMemory:
 
     def stats(self) -> MemoryStats:
         opened = self._open()
-        committed = sum(cells.storage.committed_bytes for _, cells in opened) + self.state_bytes
-        reserved = sum(cells.storage.reserved_bytes for _, cells in opened) + self.state_bytes
+        committed = sum(cells.storage.committed_bytes for _, cells in opened) + self._state.n_bytes
+        reserved = sum(cells.storage.reserved_bytes for _, cells in opened) + self._state.n_bytes
         n_rows = max(self.batch_size, 0)
         used = max((owner.length for owner, _ in opened), default=0)
         capacity = max((cells.capacity for _, cells in opened), default=0)
@@ -183,7 +218,7 @@ class CacheMemory:
             initial=self._initial,
             n_ctx=owner.row_limit(n_rows),
             # Layers whose shape is not known yet are taken to be like this one.
-            bytes_per_cell=cells.bytes_per_row * len(self.owners),
+            bytes_per_cell=cells.bytes_per_row * len(self._owners),
             page_cells=cells.storage.page_rows,
         )
 

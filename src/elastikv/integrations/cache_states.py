@@ -30,8 +30,7 @@ class ElasticStateLayer(LinearAttentionLayer):
         super().__init__(number_of_states=number_of_states)
         self.memory = memory
         self._state_bytes = 0
-        if self not in memory.members:
-            memory.members.append(self)
+        memory.add_member(self)
 
     def lazy_initialization(
         self,
@@ -86,13 +85,13 @@ class ElasticStateLayer(LinearAttentionLayer):
         super().crop(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._select(beam_idx)
+        self._select_states(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select(torch.arange(self._batch_size()).repeat_interleave(repeats))
+        self._select_states(torch.arange(self._batch_size()).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._select(torch.arange(self._batch_size())[indices.cpu()])
+        self._select_states(torch.arange(self._batch_size())[indices.cpu()])
 
     def _states(self) -> list[tuple[dict[int, torch.Tensor], int]]:
         """Where the tensors that exist are: ``(dictionary, key)``."""
@@ -105,7 +104,7 @@ class ElasticStateLayer(LinearAttentionLayer):
     def _batch_size(self) -> int:
         return next((len(states[i]) for states, i in self._states()), 0)
 
-    def _select(self, batch_index: torch.Tensor) -> None:
+    def _select_states(self, batch_index: torch.Tensor) -> None:
         if not self._batch_size():
             return
         n_bytes = self._state_bytes * len(batch_index) // self._batch_size() - self._state_bytes

@@ -8,6 +8,7 @@ head one after the other; with cells outermost it takes up to twice as long.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -37,6 +38,9 @@ class LayerCells:
         with torch.inference_mode(False):
             self.storage: Storage = open_storage(kind, [layer], limit, budget, samples[0].device)
         self._refresh()
+        # Tensors that were handed out keep the memory; the budget does not have to.
+        self._forgotten = weakref.finalize(self, _forget, self.storage, budget)
+        self._forgotten.atexit = False
 
     def _refresh(self) -> None:
         with torch.inference_mode(False):
@@ -127,4 +131,9 @@ class LayerCells:
 
     def close(self) -> None:
         """Give the memory back; tensors that were handed out read zeros or their old contents."""
+        self._forgotten.detach()
         self.storage.close()
+
+
+def _forget(storage: Storage, budget: Budget) -> None:
+    budget.release(storage.committed_bytes)

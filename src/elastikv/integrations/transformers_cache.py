@@ -75,7 +75,7 @@ class ElasticCache(Cache):
                 "use transformers' EncoderDecoderCache"
             )
         self.config = config.get_text_config(decoder=True)
-        self.n_ctx = n_ctx or getattr(self.config, "max_position_embeddings", None) or _DEFAULT_N_CTX
+        self.n_ctx = _default_n_ctx(self.config) if n_ctx is None else n_ctx
         self.budget = budget if isinstance(budget, Budget) else Budget.parse(budget)
         self._options: dict[str, Any] = {"growth": growth, "initial": initial, "storage": storage}
         self.memory = CacheMemory(self.n_ctx, growth, initial, self.budget, storage)
@@ -146,6 +146,10 @@ class ElasticCache(Cache):
             twin.reset()
             raise
         return twin
+
+
+def _default_n_ctx(config: PreTrainedConfig) -> int:
+    return getattr(config, "max_position_embeddings", None) or _DEFAULT_N_CTX
 
 
 def _make_layers(config: PreTrainedConfig, memory: CacheMemory) -> list[Any]:
