@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from support.forward import decode, open_memory, random_ids
 from support.gguf_files import K_QUANTS, random_blocks, rewrite
 from support.llama_cpp import ask_llama_cpp
 from support.tiny_models import tiny_model
+from support.tiny_tokenizers import TEXTS, begin_with, byte_level_tokenizer, replace_tokenizer, sentencepiece_tokenizer
+from tokenizers import Tokenizer
 
 from elastikv.kernels import select_kernels
 from elastikv.models import load_model
 from elastikv.weights.gguf_export import export_gguf
+from elastikv.weights.gguf_file import GGUFFile
 
 pytest.importorskip("xllamacpp", reason="compares with llama.cpp, from the xllamacpp package: not installed")
 
@@ -83,8 +87,22 @@ def test_k_quants_mean_what_llama_cpp_reads_in_them(kind: str, tmp_path: Path) -
     assert error < 0.03
 
 
-def test_texts_become_the_same_tokens(tmp_path: Path) -> None:
-    texts = ["Hello wörld <|im_start|>  1234 it's\n\n", "東京 Привет\t🙂", "", "  x", "def f(n):\n    return n\n"]
-    path = export_gguf(tiny_model("qwen3", tmp_path / "model"), tmp_path / "model.gguf")
-    tokenizer = load_model(path, kernels=select_kernels("reference")).tokenizer
-    assert [tokenizer.encode(text) for text in texts] == ask_llama_cpp(path, [], texts)["tokens"]
+def _assert_same_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = tiny_model("llama", tmp_path / "model")
+    replace_tokenizer(folder, tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    path = export_gguf(folder, tmp_path / "model.gguf")
+    ours = GGUFFile(path).tokenizer()
+    # Qwen's tokenizers compose characters first, which llama.cpp leaves out.
+    texts = [unicodedata.normalize("NFC", text) for text in TEXTS]
+    assert [ours.encode(text) for text in texts] == ask_llama_cpp(path, [], texts)["tokens"]
+
+
+@pytest.mark.parametrize("split", ["qwen2", "qwen35", "llama-bpe", "tekken", "smollm", "gpt-2"])
+def test_byte_level_tokens_are_llama_cpps(split: str, tmp_path: Path) -> None:
+    _assert_same_tokens(byte_level_tokenizer(split), tmp_path)
+
+
+@pytest.mark.parametrize("starts_with_space", [True, False])
+def test_sentencepiece_tokens_are_llama_cpps(starts_with_space: bool, tmp_path: Path) -> None:
+    tokenizer = sentencepiece_tokenizer(starts_with_space=starts_with_space)
+    _assert_same_tokens(begin_with(tokenizer, "<s>"), tmp_path)
