@@ -138,3 +138,9 @@ def test_sixteen_bit_weights_add_their_own_rounding_and_no_other(
     got = decode(model, open_memory(model), {0: ids})[0]
     assert_close(got, peer_logits(peer, ids), "qwen3_5")
     assert not torch.allclose(got, exact, atol=1e-2)
+
+
+def test_logits_may_be_changed_by_whoever_asked_for_them(tmp_path: Path) -> None:
+    model = load(tiny_model("llama", tmp_path)).model
+    logits = decode(model, open_memory(model), {0: [1, 2]})[0]
+    assert logits.add_(1).isfinite().all()

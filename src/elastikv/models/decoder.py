@@ -113,7 +113,7 @@ class Decoder:
                 widths[name] = max(widths.get(name, 0), width)
         return {name: 4 * n_ubatch * width for name, width in widths.items()}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
         """float32 logits ``[n_outputs, n_vocab]``, a tensor of the caller's own."""
         kernels, eps, hidden = self._kernels, self._eps, self._embedding.width
