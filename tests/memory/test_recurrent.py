@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from memory_helpers import RECURRENT_LAYERS, decode, forward, state_sums
 
 from elastikv.batch import Batch, SeqTokens
@@ -132,6 +133,16 @@ def test_checkpoints_are_where_a_sequence_can_go_back_to() -> None:
     assert memory.truncation_points(0, 9) == 3
     decode(memory, {0: [10]})
     assert state_sums(memory, 0) == {16}
+    assert memory.seq_rm(0, 3)
+    assert state_sums(memory, 0) == {6}
+
+
+def test_states_made_in_inference_mode_can_be_written_outside_of_it() -> None:
+    memory = open_memory()
+    with torch.inference_mode():
+        decode(memory, {0: [1, 2, 3]})
+        memory.checkpoint(0)
+        decode(memory, {0: [4]})
     assert memory.seq_rm(0, 3)
     assert state_sums(memory, 0) == {6}
 
