@@ -28,30 +28,55 @@ def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
     return float((out.double() - expected).norm() / expected.norm())
 
 
+@pytest.fixture(params=[True, False], ids=["all instructions", "portable"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> linear.LinearKernel:
+    """The kernel as this processor has it, and as one without bf16 and 8-bit instructions has it."""
+    if not request.param:
+        monkeypatch.setattr(linear, "has_fast_bf16", lambda: False)
+        monkeypatch.setattr(linear, "has_fast_int8", lambda: False)
+    elif not (linear.has_fast_bf16() and linear.has_fast_int8()):
+        pytest.skip("this processor has only the portable kernels")
+    product = linear.LinearKernel()
+    product.is_portable = not request.param  # type: ignore[attr-defined]
+    return product
+
+
+def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:
+    """What ``LinearKernel`` says of itself."""
+    if product.is_portable or kind in ("f32", "f16"):  # type: ignore[attr-defined]
+        return 1e-6
+    if n == 1:
+        return 8e-3 if kind == "q4_0" else 1e-6
+    return 4e-3
+
+
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("n", [1, 2, 4, 7, 8])
-def test_few_rows(kind: str, n: int) -> None:
-    torch.manual_seed(0)
-    weight, values = make_weight(kind, 53, 224)
-    x, bias = torch.randn(n, 224), torch.randn(53)
-    out = cpu().linear(x, weight, bias, poisoned(n, 53))
-    assert relative_error(out, x.double() @ values.t() + bias.double()) < FEW_ROWS_ERROR[kind]
-
-
-FEW_ROWS_ERROR = {"f32": 1e-6, "f16": 1e-6, "bf16": 1e-6, "q8_0": 1e-6, "q4_0": 1e-6}
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("fast_bf16", [True, False])
-def test_many_rows(kind: str, fast_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "has_fast_bf16", lambda: fast_bf16)
+@pytest.mark.parametrize("n", [1, 2, 4, 7, 8, 9, 33])
+def test_values(product: linear.LinearKernel, kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "TILE_VALUES", 20 * 224)  # several tiles, the last one smaller
+    monkeypatch.setattr(linear, "INPUT_VALUES", 15 * 224)
     torch.manual_seed(0)
-    weight, values = make_weight(kind, 53, 224)
-    x, bias = torch.randn(33, 224), torch.randn(53)
-    out = linear.LinearKernel()(x, weight, bias, poisoned(33, 53))
-    bf16_product = fast_bf16 and kind not in ("f32", "f16")
-    assert relative_error(out, x.double() @ values.t() + bias.double()) < (4e-3 if bf16_product else 1e-6)
+    for n_in in (224, 320):  # an odd and an even number of blocks' pairs, and one that is no pair
+        weight, values = make_weight(kind, 53, n_in)
+        x, bias = torch.randn(n, n_in), torch.randn(53)
+        out = product(x, weight, bias, poisoned(n, 53))
+        assert relative_error(out, x.double() @ values.t() + bias.double()) < allowed_error(product, kind, n)
+
+
+def test_packed_weights_at_the_ends_of_their_range() -> None:
+    """-128 and 127, -8 and 7, zero scales, and an x of zeros."""
+    torch.manual_seed(0)
+    for kind, n_bytes, extremes in (("q8_0", 34, (0x80, 0x7F)), ("q4_0", 18, (0x00, 0xFF))):
+        blocks = torch.empty(6, 2 * n_bytes, dtype=torch.uint8)
+        blocks[:4], blocks[4:] = extremes[0], extremes[1]
+        scale = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+        blocks[:, :2], blocks[:, n_bytes : n_bytes + 2] = scale, scale
+        blocks[3, :2] = 0
+        weight = PackedTensor(kind, (6, 64), blocks)
+        values = quants.unpack(blocks, kind).double()
+        for x in (torch.randn(1, 64), torch.ones(1, 64), torch.zeros(1, 64), torch.full((1, 64), -1e-30)):
+            out = cpu().linear(x, weight, None, poisoned(1, 6))
+            torch.testing.assert_close(out.double(), x.double() @ values.t(), rtol=0.01, atol=0.02)
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])
@@ -60,7 +85,7 @@ def test_columns_of_a_wider_output(n: int) -> None:
     weight, values = make_weight("q8_0", 40, 64)
     x, wide = torch.randn(n, 64), poisoned(n, 100)
     cpu().linear(x, weight, None, wide[:, 30:70])
-    assert relative_error(wide[:, 30:70], x.double() @ values.t()) < 5e-3
+    assert relative_error(wide[:, 30:70], x.double() @ values.t()) < 4e-3
     assert wide[:, :30].isnan().all()
     assert wide[:, 70:].isnan().all()
 
@@ -72,7 +97,8 @@ def test_widths_that_are_no_multiple_of_a_vector(kind: str) -> None:
         weight, values = make_weight(kind, 9, n_in)
         for n in (1, 3):
             x = torch.randn(n, n_in)
-            assert relative_error(cpu().linear(x, weight, None, poisoned(n, 9)), x.double() @ values.t()) < 1e-6
+            allowed = 8e-3 if kind == "bf16" and n > 1 else 1e-6
+            assert relative_error(cpu().linear(x, weight, None, poisoned(n, 9)), x.double() @ values.t()) < allowed
 
 
 def test_a_slice_of_a_weight() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from elastikv.kernels.base import PackedTensor, Weight
-from elastikv.kernels.cpu import gemv
-from elastikv.kernels.cpu.blocks import OF_TYPE
+from elastikv.kernels.cpu import gemv, gemv_bf16, gemv_int8, x86
+from elastikv.kernels.cpu.blocks import OF_TYPE, Q4_0_BLOCKS
 from elastikv.kernels.cpu.layouts import BF16, F32, OF_DTYPE, Layout
 
 TILE_VALUES = 1 << 20
@@ -18,51 +18,69 @@ INPUT_VALUES = 1 << 21
 SCRATCH_BYTES = 4 * TILE_VALUES + 2 * INPUT_VALUES
 """Most that one product holds: a tile, and either nothing else (float32) or results and inputs in bf16."""
 
-MAX_FEW_ROWS = 8
-"""Rows of x up to which the kernel that reads the weights once is the faster one."""
+_FEW_ROWS = 8
+_FEW_ROWS_BF16 = 4
+"""Rows of x up to which reading the weights once beats matrix products; the second, for bf16 weights and products."""
 
 
 def has_fast_bf16() -> bool:
-    """Whether this processor multiplies bf16 matrices natively (AVX-512 BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """Whether bf16 products are the fastest here."""
+    return x86.has_bf16()
+
+
+def has_fast_int8() -> bool:
+    """Whether products of 8-bit values are the fastest here."""
+    return x86.has_vnni()
 
 
 class LinearKernel:
-    """Multiplies with dense and packed weights.
+    """Multiplies with dense and packed weights, each the fastest way that this processor has.
 
-    Many rows times bf16 or packed weights are bf16 products where the processor has them: a relative rms error of
-    about 0.3 %, beside the 0.5 % (q8_0) or 8 % (q4_0) that packing costs. Everything else is done in float32.
+    ============ ======================== ========================= ==============================
+    weights      one row of x             a few rows                many rows
+    ============ ======================== ========================= ==============================
+    f32, f16     float32                  float32                   float32, f16 widened in tiles
+    bf16         float32                  bf16 (error 0.2 %)        bf16 (0.3 %)
+    q8_0         float32                  bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
+    q4_0         8-bit x (0.5 %)          bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
+    ============ ======================== ========================= ==============================
+
+    Errors are the relative rms error of the output, beside what the weights lost when they were packed (q8_0 0.5 %,
+    q4_0 8 %). Without AVX-512's bf16 and 8-bit instructions, all of it is float32.
     """
 
     def __init__(self) -> None:
-        self._fast_bf16 = has_fast_bf16()
+        self._bf16 = has_fast_bf16()
+        self._int8 = has_fast_int8()
         self._tile = torch.empty(0, dtype=torch.uint8)
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-        if len(x) <= MAX_FEW_ROWS:
-            self._few_rows(x, weight, bias, out)
-        else:
-            self._many_rows(x, weight, out)
-            if bias is not None:
-                out.add_(bias)
-        return out
+        n = len(x)
+        bf16 = self._bf16 and n > 1 and (isinstance(weight, PackedTensor) or weight.dtype == torch.bfloat16)
+        few = _FEW_ROWS_BF16 if bf16 and isinstance(weight, torch.Tensor) else _FEW_ROWS
+        if n <= few and not (bf16 and x.shape[1] % 32):
+            self._few_rows(x, weight, bias, bf16, out)
+            return out
+        step = max(INPUT_VALUES // x.shape[1], 1)
+        for start in range(0, n, step):
+            rows = slice(start, start + step)
+            self._multiply_tiles(x[rows].to(torch.bfloat16) if bf16 else x[rows], weight, out[rows])
+        return out if bias is None else out.add_(bias)
 
-    def _few_rows(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    def _few_rows(
+        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, bf16: bool, out: torch.Tensor
+    ) -> None:
         data, layout = _data(weight)
         n_out, n_in = weight.shape
-        bias_address = 0 if bias is None else bias.data_ptr()
-        gemv.multiply(
-            layout, data.data_ptr(), data.stride(0) * data.element_size(), n_out, n_in,
-            x.data_ptr(), x.stride(0) * 4, len(x), bias_address, out.data_ptr(), out.stride(0) * 4,
-        )  # fmt: skip
-
-    def _many_rows(self, x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
-        exact = isinstance(weight, torch.Tensor) and weight.dtype != torch.bfloat16
-        dtype = torch.bfloat16 if self._fast_bf16 and not exact else torch.float32
-        step = max(INPUT_VALUES // weight.shape[1], 1)
-        for start in range(0, len(x), step):
-            rows = slice(start, start + step)
-            self._multiply_tiles(x[rows].to(dtype), weight, out[rows])
+        matrix = (layout, data.data_ptr(), data.stride(0) * data.element_size(), n_out, n_in)
+        bias_address, stride = 0 if bias is None else bias.data_ptr(), out.stride(0) * 4
+        if bf16:
+            x = x.to(torch.bfloat16, memory_format=torch.contiguous_format)
+            gemv_bf16.multiply(*matrix, x.data_ptr(), len(x), bias_address, out.data_ptr(), stride)
+        elif len(x) == 1 and self._int8 and layout is Q4_0_BLOCKS and n_in % 64 == 0:
+            gemv_int8.multiply(*matrix, x.data_ptr(), bias_address, out.data_ptr())
+        else:
+            gemv.multiply(*matrix, x.data_ptr(), x.stride(0) * 4, len(x), bias_address, out.data_ptr(), stride)
 
     def _multiply_tiles(self, x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
         n_out, n_in = weight.shape
