@@ -62,8 +62,8 @@ class DeltaNetConfig:
 class ModelConfig:
     """Everything that decides a model's computation and memory, and no tensor.
 
-    ``norm_offset`` is added to the weights of the zero-centred RMS norms (Qwen3.5: 1 in a checkpoint, 0 in a GGUF,
-    which has it folded in). ``window`` is the width of the layers of type ``"sliding"``.
+    ``norm_offset`` is added to the weights of the zero-centred RMS norms (Qwen3.5: 1; a GGUF stores the sum, and its
+    reader takes the 1 off again). ``window`` is the width of the layers of type ``"sliding"``.
     """
 
     architecture: Architecture
