@@ -121,6 +121,7 @@ def test_only_the_rows_asked_for_give_logits(tmp_path: Path) -> None:
     memory.apply(ubatch)
     logits = model.forward(ubatch, memory, PoisonedBuffers(model, 64))
     assert_close(logits, every[-2:], "llama")
+    logits.add_(1)  # they are the caller's to change: samplers do
 
 
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("f16", torch.float16)])
@@ -138,9 +139,3 @@ def test_sixteen_bit_weights_add_their_own_rounding_and_no_other(
     got = decode(model, open_memory(model), {0: ids})[0]
     assert_close(got, peer_logits(peer, ids), "qwen3_5")
     assert not torch.allclose(got, exact, atol=1e-2)
-
-
-def test_logits_may_be_changed_by_whoever_asked_for_them(tmp_path: Path) -> None:
-    model = load(tiny_model("llama", tmp_path)).model
-    logits = decode(model, open_memory(model), {0: [1, 2]})[0]
-    assert logits.add_(1).isfinite().all()
