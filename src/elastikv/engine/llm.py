@@ -12,7 +12,7 @@ import torch
 
 from elastikv.batch import Batch, SeqTokens
 from elastikv.engine.events import EventLog
-from elastikv.engine.loading import ModelOptions, cell_types, load
+from elastikv.engine.loading import ModelOptions, cell_types, load, storage_kind
 from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.policy import SchedulerOptions
@@ -57,7 +57,7 @@ class LLM:
         kv_growth: str | None = None,
         kv_initial: int = 256,
         kv_budget: str | int | None = "auto",
-        kv_storage: Literal["auto", "mmap", "copy"] = "auto",
+        kv_storage: str = "auto",
         kv_dtype: str | tuple[str, str] = "f16",
         dtype: str = "auto",
         quantize: str | None = None,
@@ -75,7 +75,7 @@ class LLM:
             "dynamic": kv_dynamic,
             "growth": kv_growth,
             "initial": kv_initial,
-            "storage": kv_storage,
+            "storage": storage_kind(kv_storage),
             **cell_types(kv_dtype),
         }
         self.events = EventLog(clock)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 
@@ -19,12 +18,9 @@ from elastikv.engine.workspace import Workspace
 from elastikv.errors import InvalidRequest
 from elastikv.kernels import Kernels, select_kernels
 from elastikv.memory import Budget, CellType, MemoryOptions, ResizeEvent, make_memory
+from elastikv.memory.storage import StorageKind
 from elastikv.models import load_model, read_config
 from elastikv.weights.tokenizer import Tokenizer
-
-CELL_TYPES = ("f32", "f16", "bf16", "q8_0")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ def load(
     Raises ModelError, InvalidRequest, and CacheFull if not even the compute buffers fit.
     """
     n_ctx = context_size(n_ctx, read_config(model.path).n_ctx_train)
-    options = MemoryOptions(n_ctx, on_resize=_record_in(events), **memory)
+    MemoryOptions(n_ctx, **memory)  # checked before a model of many gigabytes is read
     kernels = select_kernels(model.kernels)
     if model.n_threads is not None:
         set_threads(kernels, model.n_threads)
@@ -92,10 +88,20 @@ def context_size(n_ctx: int | None, n_ctx_train: int) -> int:
 def cell_types(kv_dtype: str | tuple[str, str]) -> dict[str, CellType]:
     """``k_type`` and ``v_type`` from one name or one for each. Raises InvalidRequest."""
     k_type, v_type = (kv_dtype, kv_dtype) if isinstance(kv_dtype, str) else kv_dtype
-    for cell_type in (k_type, v_type):
-        if cell_type not in CELL_TYPES:
-            raise InvalidRequest(f"kv_dtype must be one of {', '.join(CELL_TYPES)}, got {cell_type!r}")
+    check_choice("kv_dtype (-ctk, -ctv)", k_type, get_args(CellType))
+    check_choice("kv_dtype (-ctk, -ctv)", v_type, get_args(CellType))
     return {"k_type": cast(CellType, k_type), "v_type": cast(CellType, v_type)}
+
+
+def storage_kind(kv_storage: str) -> StorageKind:
+    """Raises InvalidRequest."""
+    check_choice("kv_storage", kv_storage, get_args(StorageKind))
+    return cast(StorageKind, kv_storage)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def set_threads(kernels: Kernels, n_threads: int) -> None:
