@@ -3,8 +3,8 @@
     python bench/resize.py                                  # the demo model
     python bench/resize.py -m FOLDER --prompt 1000 --steps 100 --plot docs/resize.png
 
-One sequence is decoded token by token; a step is one `Engine.decode`, resize included. Rounds alternate
-between the configurations, each round on a fresh cache.
+One sequence is decoded token by token; a step is one `Engine.decode`, resize included. The
+configurations take turns at every step; each round starts with an empty cache.
 """
 
 from __future__ import annotations
@@ -41,21 +41,28 @@ class Steps:
         return [each for step, each in enumerate(self.milliseconds) if step not in self.resized_to]
 
 
-def measure(llm: LLM, n_prompt: int, n_steps: int) -> Steps:
-    llm.memory.clear()
+def measure(engines: dict[str, LLM], n_prompt: int, n_steps: int) -> dict[str, Steps]:
+    """The engines take turns at every step, so that whatever else the machine does strikes all of them."""
     token_ids = [1 + i % 100 for i in range(n_prompt)]
-    for start in range(0, n_prompt, llm.n_batch):
-        llm.engine.decode(Batch([SeqTokens(SEQ_ID, token_ids[start : start + llm.n_batch])]))
-    steps = Steps()
+    for llm in engines.values():
+        llm.memory.clear()
+        for start in range(0, n_prompt, llm.n_batch):
+            llm.engine.decode(Batch([SeqTokens(SEQ_ID, token_ids[start : start + llm.n_batch])]))
+    results = {name: Steps() for name in engines}
     for step in range(n_steps):
-        capacity = llm.memory.max_capacity
-        batch = Batch([SeqTokens(SEQ_ID, [1 + step % 100])])
-        started = time.perf_counter()
-        llm.engine.decode(batch)
-        steps.milliseconds.append(1000 * (time.perf_counter() - started))
-        if llm.memory.max_capacity != capacity:
-            steps.resized_to[step] = llm.memory.max_capacity
-    return steps
+        for name, llm in engines.items():
+            _take_step(llm, step, results[name])
+    return results
+
+
+def _take_step(llm: LLM, step: int, steps: Steps) -> None:
+    capacity = llm.memory.max_capacity
+    batch = Batch([SeqTokens(SEQ_ID, [1 + step % 100])])
+    started = time.perf_counter()
+    llm.engine.decode(batch)
+    steps.milliseconds.append(1000 * (time.perf_counter() - started))
+    if llm.memory.max_capacity != capacity:
+        steps.resized_to[step] = llm.memory.max_capacity
 
 
 def print_table(results: dict[str, list[Steps]]) -> None:
@@ -118,12 +125,10 @@ def main() -> None:
         for name, options in CONFIGURATIONS.items()
     }
     results: dict[str, list[Steps]] = {name: [] for name in engines}
-    for llm in engines.values():
-        measure(llm, args.prompt, 20)
+    measure(engines, args.prompt, 20)  # compiles what is compiled once
     for _ in range(args.rounds):
-        for name, llm in engines.items():
-            results[name].append(measure(llm, args.prompt, args.steps))
-            llm.memory.clear()
+        for name, steps in measure(engines, args.prompt, args.steps).items():
+            results[name].append(steps)
     print_table(results)
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)

@@ -94,8 +94,8 @@ class RecurrentMemory:
             for seq_id in ends:
                 buffer = self._pool.take(zeroed=seq_id not in self._sequences)
                 sequence = self._sequences.setdefault(seq_id, _Sequence())
-                sequence.working, sequence.n_applied, sequence.span_is_first = buffer, 0, True
                 self._in_call.append(seq_id)
+                sequence.working, sequence.n_applied, sequence.span_is_first = buffer, 0, True
         except BaseException:
             self.rollback()
             raise
