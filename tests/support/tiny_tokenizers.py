@@ -62,6 +62,13 @@ def sentencepiece_tokenizer(*, starts_with_space: bool) -> Tokenizer:
     bpe.train_from_iterator([TEXTS[0], "def grow(n): return n"] * 4, trainer)
     # Bytes are what text falls back to, not tokens that it may contain.
     parsed = json.loads(bpe.to_str())
+    vocabulary = parsed["model"]["vocab"]
+    n_fixed = len(special) + len(byte_tokens)
+    # Ids against the order of merges, so that only the scores tell it.
+    parsed["model"]["vocab"] = {
+        token: token_id if token_id < n_fixed else len(vocabulary) - 1 - token_id + n_fixed
+        for token, token_id in vocabulary.items()
+    }
     parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] in special]
     return Tokenizer.from_str(json.dumps(parsed))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import TokenType
 from support.gguf_files import rewrite
 from support.tiny_models import CHAT_TEMPLATE, tiny_model
 from support.tiny_tokenizers import TEXTS, begin_with, byte_level_tokenizer, replace_tokenizer, sentencepiece_tokenizer
@@ -100,6 +102,23 @@ def test_sentencepiece_tokenizers_are_the_folders(starts_with_space: bool, tmp_p
     theirs, ours = _read(replace_tokenizer(folder, bpe, bos_token="<s>", eos_token="</s>"), tmp_path)
     _assert_same(theirs, ours)
     assert theirs.decode(theirs.encode("東京")) == "東京"
+
+
+@pytest.mark.parametrize(("scores", "pieces"), [((-1, -2), ["ab", "c"]), ((-2, -1), ["a", "bc"])])
+def test_the_higher_score_is_merged_first(scores: tuple[int, int], pieces: list[str], tmp_path: Path) -> None:
+    file = GGUFFile(export_gguf(tiny_model("llama", tmp_path / "model"), tmp_path / "model.gguf"))
+    tokens = ["<unk>", "a", "b", "c", "ab", "bc"]
+    metadata = {
+        "model": "llama",
+        "tokens": [token.encode() for token in tokens],
+        "token_type": np.array([TokenType.UNKNOWN] + [TokenType.NORMAL] * 5),
+        "scores": np.array([0, -3, -3, -3, *scores], dtype=np.float32),
+        "add_space_prefix": False,
+        "add_bos_token": False,
+        "unknown_token_id": 0,
+    }
+    file.header.metadata.update({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    assert [tokens[token_id] for token_id in file.tokenizer().encode("abc")] == pieces
 
 
 def test_a_folder_without_tokenizer_gets_single_bytes(tmp_path: Path) -> None:
