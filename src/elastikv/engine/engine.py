@@ -28,8 +28,8 @@ class Engine:
         Rows are in the order of ``batch.entries``. Whatever is raised, CacheFull and KeyboardInterrupt
         included, memory holds what it held before.
         """
-        ubatches = self.memory.init_batch(batch, self._n_ubatch)
         try:
+            ubatches = self.memory.init_batch(batch, self._n_ubatch)
             self._reserve_workspace()
             logits = self._forward(ubatches)
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from elastikv.engine.params import SamplingParams
 
@@ -36,11 +37,11 @@ class Sampler:
         if params.temperature == 0:
             return int(np.argmax(logits))
         token_ids, scores, log_total = _candidates(logits, params.top_k, params.top_p)
-        n_kept = _n_kept(np.exp(scores - log_total), params.top_p, params.min_p)
-        weights = np.exp((scores[:n_kept] - scores[0]) / params.temperature)
-        cumulative = np.cumsum(weights)
+        kept = _kept(np.exp(scores - log_total), params.top_p, params.min_p)
+        token_ids, scores = token_ids[kept], scores[kept]
+        cumulative = np.cumsum(np.exp((scores - scores.max()) / params.temperature))
         drawn = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
-        return int(token_ids[min(drawn, n_kept - 1)])
+        return int(token_ids[min(drawn, len(token_ids) - 1)])
 
     def _adjust(self, logits: Row, context: Sequence[int]) -> Row:
         """Bias and penalties, on a copy if there are any."""
@@ -77,19 +78,20 @@ def top_logprobs(logits: Row, token_id: int, n_top: int) -> tuple[float, list[tu
 
 
 def _candidates(logits: Row, top_k: int, top_p: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Token ids and logits, most likely first, and the log of the mass their probabilities refer to.
+    """Token ids and logits, and the log of the mass their probabilities refer to.
 
-    The ``top_k`` tokens are a distribution of their own; otherwise the whole vocabulary is the reference,
-    and no more of it is sorted than ``top_p`` can want.
+    The ``top_k`` tokens are a distribution of their own; otherwise the whole vocabulary is the reference.
+    Only ``top_p`` needs an order (most likely first), and no more is sorted than it can want.
     """
     if top_k:
         token_ids, scores = _largest(logits, top_k)
         return token_ids, scores, _log_sum_exp(scores)
     log_total = _log_sum_exp(logits)
-    if top_p < 1:
-        token_ids, scores = _largest(logits, _LIKELY)
-        if np.exp(scores - log_total).sum() >= top_p:
-            return token_ids, scores, log_total
+    if top_p == 1:
+        return np.arange(len(logits)), logits.astype(np.float64), log_total
+    token_ids, scores = _largest(logits, _LIKELY)
+    if np.exp(scores - log_total).sum() >= top_p:
+        return token_ids, scores, log_total
     return *_largest(logits, len(logits)), log_total
 
 
@@ -102,7 +104,7 @@ def _largest(logits: Row, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The ``n`` largest, sorted; among equals the smaller token id comes first, as argmax has it."""
     token_ids = np.arange(len(logits))
     if n < len(logits):
-        least = np.partition(logits, len(logits) - n)[len(logits) - n]
+        least = float(torch.topk(torch.from_numpy(logits), n).values[-1])
         above, equal = np.flatnonzero(logits > least), np.flatnonzero(logits == least)
         token_ids = np.sort(np.concatenate([above, equal[: n - len(above)]]))
     scores = logits[token_ids].astype(np.float64)
@@ -110,11 +112,9 @@ def _largest(logits: Row, n: int) -> tuple[np.ndarray, np.ndarray]:
     return token_ids[order], scores[order]
 
 
-def _n_kept(probabilities: np.ndarray, top_p: float, min_p: float) -> int:
-    """How many of the descending ``probabilities`` the two cuts leave; at least one."""
-    n_kept = len(probabilities)
+def _kept(probabilities: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
+    """Mask of what the two cuts leave; at least one token. For top_p the probabilities descend."""
+    kept = probabilities >= min_p * probabilities.max()
     if top_p < 1:
-        n_kept = min(n_kept, int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1)
-    if min_p > 0:
-        n_kept = min(n_kept, int(np.count_nonzero(probabilities >= min_p * probabilities[0])))
-    return max(n_kept, 1)
+        kept[int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1 :] = False
+    return kept

@@ -12,6 +12,8 @@ from elastikv.kernels.base import Kernels
 from elastikv.memory import Budget
 from elastikv.models.base import Model
 
+_MAX_VIEWS = 4096
+
 
 class Workspace:
     """The buffers that a model's forward views by name (``kernels.base.Buffers``).
@@ -26,6 +28,7 @@ class Workspace:
         self._budget = budget
         self._n_ubatch = n_ubatch
         self._buffers: dict[str, torch.Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...], torch.dtype], torch.Tensor] = {}
         self._charged = 0
 
     @property
@@ -51,12 +54,19 @@ class Workspace:
 
     def view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """An uninitialised tensor over the buffer ``name``; valid until the same name is viewed again."""
-        n_bytes = math.prod(shape) * dtype.itemsize
-        return self._buffers[name][:n_bytes].view(dtype).view(shape)
+        # Step after step asks for the same views, and making one costs more than many a kernel.
+        view = self._views.get((name, shape, dtype))
+        if view is None:
+            if len(self._views) >= _MAX_VIEWS:
+                self._views.clear()
+            n_bytes = math.prod(shape) * dtype.itemsize
+            view = self._views[name, shape, dtype] = self._buffers[name][:n_bytes].view(dtype).view(shape)
+        return view
 
     def close(self) -> None:
         """Give everything back; the workspace may be reserved again."""
         self._buffers.clear()
+        self._views.clear()
         self._budget.release(self._charged, account="compute")
         self._charged = 0
 
@@ -64,6 +74,7 @@ class Workspace:
         kept = {name: buffer for name, buffer in self._buffers.items() if sizes.get(name) == buffer.numel()}
         new = {name: _anonymous(n_bytes) for name, n_bytes in sizes.items() if name not in kept}
         self._buffers = kept | new
+        self._views.clear()
 
 
 def _anonymous(n_bytes: int) -> torch.Tensor:
