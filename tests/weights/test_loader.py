@@ -94,6 +94,16 @@ def test_order_moves_rows_and_their_biases(kind: str | None) -> None:
     torch.testing.assert_close(moved, plain[:, order])
 
 
+def test_order_across_matrices_of_different_formats() -> None:
+    a, b = torch.randn(6, 32), torch.randn(4, 32)
+    loader = loader_of({"a.weight": packed(a, "q8_0"), "b.weight": b})
+    order = torch.tensor([1, 0, 8, 9, 6, 7, 5, 4, 3, 2])
+    linear = loader.linear(["a", "b"], (10, 32), order=order)
+    assert formats(linear) == ["q8_0", "torch.float32", "q8_0"]
+    x = torch.randn(3, 32)
+    torch.testing.assert_close(linear(x), (x @ torch.cat([a, b]).t())[:, order], atol=0.1, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("quantize", "dtype", "found"),
     [

@@ -10,6 +10,7 @@ from elastikv.memory.base import LayerMemory
 from elastikv.models.base import ModelInfo
 from elastikv.models.decoder import Block, Decoder, Mixer
 from elastikv.models.rope import Rope
+from elastikv.weights import own_memory
 from elastikv.weights.config import ModelConfig
 from elastikv.weights.loader import WeightLoader
 
@@ -26,6 +27,7 @@ def build_decoder(
     blocks = [_read_block(config, loader, layer, build_mixer) for layer in range(config.n_layers)]
     final_norm = loader.vector("model.norm.weight", (config.hidden_size,), offset=config.norm_offset)
     head = loader.tied_linear(embedding) if config.tie_embeddings else loader.linear(["lm_head"], table)
+    own_memory.trim_heap()
     info = ModelInfo(
         architecture=config.architecture,
         name=config.name,
@@ -50,6 +52,7 @@ def build_decoder(
 
 
 def _read_block(config: ModelConfig, loader: WeightLoader, layer: int, build_mixer: Callable[[int], Mixer]) -> Block:
+    own_memory.trim_heap()  # of what the layer before needed
     prefix = f"model.layers.{layer}."
     hidden, inner = config.hidden_size, config.intermediate_size
 

@@ -10,7 +10,7 @@ import torch
 
 from elastikv.errors import CorruptFile, InvalidRequest
 from elastikv.kernels.base import Kernels, PackedTensor, Weight
-from elastikv.weights import quants
+from elastikv.weights import own_memory, quants
 from elastikv.weights.base import TensorSource
 from elastikv.weights.linear import Embedding, FusedLinear
 
@@ -77,11 +77,11 @@ class WeightLoader:
             pairs = zip(names, weights, strict=True)
             biases = torch.cat([self.vector(f"{name}.bias", (weight.shape[0],)) for name, weight in pairs])
         if order is not None:
-            weights = [_reorder(_fuse(weights)[0], order)]
+            weights = _reorder(weights, order)
             biases = None if biases is None else biases[order]
         parts = []
         start = 0
-        for weight in _fuse(weights):
+        for weight in self._fuse(weights):
             stop = start + weight.shape[0]
             parts.append((weight, None if biases is None else biases[start:stop]))
             start = stop
@@ -93,7 +93,7 @@ class WeightLoader:
         return FusedLinear([(embedding.weight, None)], self.kernels)
 
     def embedding(self, name: str, shape: tuple[int, int]) -> Embedding:
-        weight = self._matrix(f"{name}.weight", quantize=True)
+        (weight,) = self._fuse([self._matrix(f"{name}.weight", quantize=True)])
         self._check(name, tuple(weight.shape), shape)
         self.weight_bytes += weight.nbytes
         return Embedding(weight)
@@ -106,7 +106,7 @@ class WeightLoader:
         return vector
 
     def _matrix(self, name: str, *, quantize: bool) -> Weight:
-        """In the format asked for; always memory of its own, never the file's."""
+        """Packed as asked for, or dense as stored, which may be the file's own memory."""
         packed = self.source.get_packed(name)
         if packed is not None:
             self._count(name, packed.data)
@@ -115,7 +115,17 @@ class WeightLoader:
         target = self._target(dense.shape[1], quantize, stored=None)
         if target is not None:
             return PackedTensor(target, _shape(dense), quants.pack(dense, target))
-        return torch.empty(dense.shape, dtype=self._dtype or dense.dtype).copy_(dense)
+        return dense
+
+    def _fuse(self, weights: Sequence[Weight]) -> list[Weight]:
+        """Neighbours of one format become one matrix, in the dtype asked for and in memory of its own."""
+        groups: list[list[Weight]] = []
+        for weight in weights:
+            if groups and _format(groups[-1][0]) == _format(weight):
+                groups[-1].append(weight)
+            else:
+                groups.append([weight])
+        return [_stack(group, self._dtype) for group in groups]
 
     def _check(self, what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
         if shape != wanted:
@@ -155,31 +165,33 @@ class WeightLoader:
             self._progress(self._done, self._total)
 
 
-def _fuse(weights: Sequence[Weight]) -> list[Weight]:
-    """Neighbours of one format become one matrix."""
-    groups: list[list[Weight]] = []
-    for weight in weights:
-        if groups and _format(groups[-1][0]) == _format(weight):
-            groups[-1].append(weight)
-        else:
-            groups.append([weight])
-    return [_stack(group) for group in groups]
-
-
-def _stack(weights: Sequence[Weight]) -> Weight:
-    if len(weights) == 1:
-        return weights[0]
+def _stack(weights: Sequence[Weight], dtype: torch.dtype | None) -> Weight:
+    """One above the other, all of one format; dense ones in ``dtype``, if given."""
     first = weights[0]
-    if isinstance(first, PackedTensor):
-        data = torch.cat([weight.data for weight in weights if isinstance(weight, PackedTensor)])
-        return PackedTensor(first.type, (data.shape[0], first.shape[1]), data)
-    return torch.cat([weight for weight in weights if isinstance(weight, torch.Tensor)])
+    shape = (sum(weight.shape[0] for weight in weights), first.shape[1])
+    rows = [weight.data if isinstance(weight, PackedTensor) else weight for weight in weights]
+    stacked = own_memory.empty((shape[0], rows[0].shape[1]), _stored_dtype(first, dtype))
+    for part, source in zip(stacked.split([len(each) for each in rows]), rows, strict=True):
+        part.copy_(source)
+    return PackedTensor(first.type, shape, stacked) if isinstance(first, PackedTensor) else stacked
 
 
-def _reorder(weight: Weight, order: torch.Tensor) -> Weight:
+def _stored_dtype(weight: Weight, dtype: torch.dtype | None) -> torch.dtype:
+    return torch.uint8 if isinstance(weight, PackedTensor) else dtype or weight.dtype
+
+
+def _reorder(weights: Sequence[Weight], order: torch.Tensor) -> list[Weight]:
+    """Rows of the stacked weights in another order: a piece for each run of rows from the same weight."""
+    starts = torch.tensor([0, *(weight.shape[0] for weight in weights)]).cumsum(0)
+    owners, lengths = torch.unique_consecutive(torch.bucketize(order, starts[1:], right=True), return_counts=True)
+    runs = zip(owners.tolist(), order.split(lengths.tolist()), strict=True)
+    return [_take(weights[owner], rows - starts[owner]) for owner, rows in runs]
+
+
+def _take(weight: Weight, rows: torch.Tensor) -> Weight:
     if isinstance(weight, PackedTensor):
-        return PackedTensor(weight.type, weight.shape, weight.data[order])
-    return weight[order]
+        return PackedTensor(weight.type, (len(rows), weight.shape[1]), weight.data[rows])
+    return weight[rows]
 
 
 def _format(weight: Weight) -> str:
