@@ -80,7 +80,7 @@ class Workspace:
 def _anonymous(n_bytes: int) -> torch.Tensor:
     """uint8 ``[n_bytes]``, page-aligned; the tensor owns the mapping."""
     try:
-        mapping = mmap.mmap(-1, max(n_bytes, 1))
+        mapping = mmap.mmap(-1, max(n_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise CacheFull("machine", asked=n_bytes, left=0, limit=None) from error
     return torch.frombuffer(mapping, dtype=torch.uint8)[:n_bytes]
