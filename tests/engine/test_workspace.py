@@ -50,7 +50,7 @@ def test_a_refusal_changes_nothing() -> None:
 
 
 def test_an_allocation_that_fails_gives_its_charge_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(*args: object) -> None:
+    def no_memory(*args: object, **kwargs: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(workspace_module.mmap, "mmap", no_memory)
