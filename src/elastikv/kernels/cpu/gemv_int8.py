@@ -18,8 +18,8 @@ from numba.extending import overload
 from elastikv.kernels.cpu.blocks import Q8_0_BLOCKS
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import BLOCK
-from elastikv.kernels.cpu.vector import load_float, prefetch, store_float
-from elastikv.kernels.cpu.vector_math import splat, sum_lanes
+from elastikv.kernels.cpu.vector import load_f32, load_float, prefetch, store_float, store_i8
+from elastikv.kernels.cpu.vector_math import absolute, max_lanes, maximum, round_even, splat, sum_lanes
 from elastikv.kernels.cpu.x86 import dot_blocks
 
 _ZERO = np.float32(0)
@@ -44,21 +44,19 @@ def _choose_pair_layout(layout: Any) -> Any:
 
 
 @inlined
-def _round_pair(x: int, bias_eighth: int, run: int, out: np.ndarray, start: np.ndarray, scales: np.ndarray) -> None:
+def _round_pair(x: int, bias_eighth: int, run: int, out: int, start: np.ndarray, scales: np.ndarray) -> None:
     """64 values to int8 in the order that the weights' pair has, with the sums to start from and the scales by lane."""
     for block in range(2):
-        top = _ZERO
-        for index in range(BLOCK):
-            top = max(top, abs(load_float(x + (block * BLOCK + index) * 4)))
-        inverse = np.float32(127) / top if top > 0 else _ZERO
-        total = np.int32(0)
-        for index in range(BLOCK):
-            value = np.int8(np.rint(load_float(x + (block * BLOCK + index) * 4) * inverse))
-            total += value
-            lane, byte = index // 4, index % 4
-            out[(lane // run * run * 2 + block * run + lane % run) * 4 + byte] = value
-        for lane in range(8):
-            place = lane // run * run * 2 + block * run + lane % run
+        low, high = load_f32(x + block * 128), load_f32(x + block * 128 + 64)
+        top = max_lanes(maximum(absolute(low), absolute(high)))
+        inverse = splat(np.float32(127) / top if top > 0 else _ZERO)
+        low, high = round_even(low * inverse), round_even(high * inverse)
+        total = np.int32(sum_lanes(low + high))
+        lane = block * run
+        store_i8(out + lane * 4, low)
+        store_i8(out + (lane + 4 if run == 8 else lane + 8) * 4, high)
+        for index in range(8):
+            place = index // run * run * 2 + block * run + index % run
             start[place] = -bias_eighth * total
             scales[place] = top / np.float32(127)
 
@@ -68,12 +66,13 @@ def multiply(layout: Any, weight: int, weight_stride: int, n_out: int, n_in: int
     """``out = weight @ x + bias`` of one float32 vector; n_in a multiple of 64. Addresses (bias 0: none)."""
     pair_bytes, bias_eighth, run = _pair_layout(layout)
     n_pairs = n_in // _PAIR
-    rounded = np.empty((n_pairs, 64), dtype=np.int8)
+    x_bytes = np.empty(n_in, dtype=np.int8)
     start = np.empty((n_pairs, 16), dtype=np.int32)
     scales = np.empty((n_pairs, 16), dtype=np.float32)
+    rounded = x_bytes.ctypes.data
     for pair in range(n_pairs):
-        _round_pair(x + pair * _PAIR * 4, bias_eighth, run, rounded[pair], start[pair], scales[pair])
-    x_bytes, x_start, x_scales = rounded.ctypes.data, start.ctypes.data, scales.ctypes.data
+        _round_pair(x + pair * _PAIR * 4, bias_eighth, run, rounded + pair * _PAIR, start[pair], scales[pair])
+    x_start, x_scales = start.ctypes.data, scales.ctypes.data
     for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
         for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out)):
             row = weight + index * weight_stride
@@ -82,11 +81,11 @@ def multiply(layout: Any, weight: int, weight_stride: int, n_out: int, n_in: int
                 blocks, offset = row + pair * pair_bytes, pair * _VECTOR_BYTES
                 prefetch(blocks + 1024)
                 prefetch(blocks + 1088)
-                a = a + dot_blocks(layout, blocks, x_bytes + offset, x_start + offset, x_scales + offset)
+                a = a + dot_blocks(layout, blocks, rounded + offset, x_start + offset, x_scales + offset)
                 offset += _VECTOR_BYTES
-                b = b + dot_blocks(layout, blocks + pair_bytes, x_bytes + offset, x_start + offset, x_scales + offset)
+                b = b + dot_blocks(layout, blocks + pair_bytes, rounded + offset, x_start + offset, x_scales + offset)
             if n_pairs % 2:
                 blocks, offset = row + (n_pairs - 1) * pair_bytes, (n_pairs - 1) * _VECTOR_BYTES
-                a = a + dot_blocks(layout, blocks, x_bytes + offset, x_start + offset, x_scales + offset)
+                a = a + dot_blocks(layout, blocks, rounded + offset, x_start + offset, x_scales + offset)
             add = load_float(bias + index * 4) if bias != 0 else _ZERO
             store_float(out + index * 4, sum_lanes(a + b) + add)
