@@ -213,6 +213,9 @@ class FakeAsyncLLM:
     def events(self, since: int) -> list[Event]:
         return [event for event in self._events if event.number > since]
 
+    async def check(self) -> None:
+        assert not self.calls, "it was touched"
+
     async def resize(self, n_cells: int) -> None:
         if n_cells > self.llm.n_ctx:
             raise CacheFull("n_ctx", asked=n_cells, left=self.llm.n_ctx, limit=self.llm.n_ctx)

@@ -25,6 +25,14 @@ def test_events_are_told_once(server: RunningServer) -> None:
     assert second["session"] == 1
 
 
+def test_the_memory_can_be_looked_through(server: RunningServer) -> None:
+    assert server.http.get("/memory/check").json() == {"sound": True, "problem": None}
+    server.post("/memory", shrink=True)
+    answer = server.http.get("/memory/check").json()
+    assert answer["sound"] is False
+    assert "it was touched" in answer["problem"]
+
+
 @pytest.mark.parametrize(
     ("wish", "call", "freed"),
     [

@@ -132,20 +132,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sigterm_lets_replies_end_and_parks_sessions(model: Path, tmp_path: Path) -> None:
     park = tmp_path / "park"
-    prompt = "remember this " * 20
+    ended = {"prompt": "remember this " * 20, "max_tokens": 1}
+    running = {"prompt": "and go on", "max_tokens": 200, "stream": True, "ignore_eos": True}
     with serving(model, "--kv-park", str(park), "--timeout", "20") as server:
-        body = {"prompt": prompt, "max_tokens": 200, "stream": True, "temperature": 0, "ignore_eos": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as response:
+        httpx.post(f"{server.url}/v1/completions", json=ended)
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=running, timeout=30) as response:
             lines = response.iter_lines()
             next(lines)
             server.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert server.end() == 0
-    assert len(list(park.iterdir())) == 1
+    assert len(list(park.iterdir())) == 2
     with serving(model, "--kv-park", str(park)) as server:
-        reply = httpx.post(f"{server.url}/v1/completions", json={"prompt": prompt + " and", "max_tokens": 2}).json()
-        assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        reply = httpx.post(f"{server.url}/v1/completions", json=ended).json()
+        usage = reply["usage"]
+        assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
 
 
 def test_sigterm_does_not_wait_for_ever(model: Path) -> None:

@@ -52,6 +52,16 @@ async def watch_memory(state: State, since: Annotated[int, Query(ge=0)] = 0) -> 
     }
 
 
+@router.get("/memory/check")
+async def check_memory(state: State) -> dict[str, Any]:
+    """Look at every invariant of the memory; ``problem`` says which one does not hold."""
+    try:
+        await state.ready_engine().check()
+    except AssertionError as error:
+        return {"sound": False, "problem": str(error)}
+    return {"sound": True, "problem": None}
+
+
 @router.post("/memory")
 async def change_memory(body: MemoryRequest, state: State) -> dict[str, Any]:
     """Resize to ``n_cells``, give back what is spare, or set another budget; answers with the new totals."""
