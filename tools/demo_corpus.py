@@ -23,6 +23,7 @@ SPECIAL_TOKENS = [END_OF_TEXT, TURN_START, TURN_END]
 # Tests and tables teach a language model nothing; the others are large and unlike the rest.
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "__pycache__"}
 _SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
+_SKIPPED_FILES = {"html/entities.py"}
 _TOPICS = "pydoc_data/topics.py"
 
 _MAX_ANSWER_CHARS = 700
@@ -104,6 +105,8 @@ def _stdlib_sources() -> Iterator[tuple[str, str]]:
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if _SKIPPED_FOLDERS.intersection(relative.parts) or relative.parts[0].startswith(_SKIPPED_PREFIXES):
+            continue
+        if relative.as_posix() in _SKIPPED_FILES:
             continue
         try:
             source = path.read_text(encoding="utf-8")

@@ -90,16 +90,16 @@ def encode(tokenizer: Tokenizer, documents: list[str]) -> list[torch.Tensor]:
 
 
 def batches(documents: list[torch.Tensor], clock: Clock, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Endless ``[n_sequences, n_tokens + 1]`` pieces of all documents, which are shuffled anew for each epoch."""
+    """Endless ``[n_sequences, n_tokens + 1]``: each sequence from a place of its own.
+
+    Neighbours would come from one file, and one long file of tables would be all that many steps see.
+    """
+    order = torch.randperm(len(documents), generator=generator)
+    stream = torch.cat([documents[i] for i in order])
     while True:
-        order = torch.randperm(len(documents), generator=generator)
-        stream = torch.cat([documents[i] for i in order])
-        while len(stream) > TOKENS_PER_STEP:
-            length = clock.sequence_length()
-            pieces = stream[:TOKENS_PER_STEP].view(-1, length)
-            following = stream[length : TOKENS_PER_STEP + 1 : length]
-            yield torch.cat([pieces, following[:, None]], dim=1)
-            stream = stream[TOKENS_PER_STEP:]
+        length = clock.sequence_length()
+        starts = torch.randint(len(stream) - length, (TOKENS_PER_STEP // length, 1), generator=generator)
+        yield stream[starts + torch.arange(length + 1)]
 
 
 def loss_of(model: nn.Module, tokens: torch.Tensor, bf16: bool) -> torch.Tensor:
