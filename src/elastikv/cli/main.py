@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from elastikv.errors import ElastikvError
@@ -24,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     logging.basicConfig(format="elastikv: %(message)s", level=logging.WARNING)
-    logging.captureWarnings(True)
     try:
-        return int(args.run(args))
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            return int(args.run(args))
     except ElastikvError as error:
         print(f"elastikv: error: {error}", file=sys.stderr)
         return 1
@@ -37,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone. Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """A line for the user, without the place in the code that raised it."""
+    print(f"elastikv: warning: {message}", file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -88,10 +88,8 @@ def parse_growth(text: str) -> Growth:
     kind, _, argument = text.strip().partition(":")
     if kind == "exact" and not argument:
         return Growth("exact")
-    if kind == "double" and argument:
-        amount = parse_size(argument)
-        if amount:
-            return Growth("double", amount)
+    if kind == "double" and _SIZE.fullmatch(argument.strip()) and parse_size(argument):
+        return Growth("double", parse_size(argument))
     if kind == "step" and argument.isdecimal() and int(argument):
         return Growth("step", int(argument))
     raise InvalidRequest(f"{text!r} is not a growth policy; write double:<size>, step:<cells> or exact")
