@@ -89,6 +89,8 @@ class LlamaCppSide:
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
         params.n_gpu_layers = 0
+        params.fit_params = False
+        params.cache_ram_mib = 0
         params.verbosity = 0
         self.server = xllamacpp.Server(params)
 
@@ -108,7 +110,8 @@ class LlamaCppSide:
 
     def decode(self, n: int, depth: int, salt: int) -> float:
         timings = self._complete(tokens(depth, salt), n + 1)
-        return n * timings["predicted_ms"] / timings["predicted_n"] / 1e3
+        # The first token belongs to the prompt: n + 1 tokens are n steps.
+        return n * timings["predicted_ms"] / (timings["predicted_n"] - 1) / 1e3
 
 
 class TransformersSide:
@@ -163,7 +166,8 @@ SIDES: dict[str, Callable[..., Any]] = {
 def serve_side(name: str, model: str, precision: str, threads: int, n_ctx: int) -> None:
     """Obey one JSON order a line: {"op": "prefill" | "decode", ...} -> {"seconds": ...}."""
     side = SIDES[name](Path(model), precision, threads, n_ctx)
-    side.decode(2, 40, 0)
+    side.prefill(min(600, n_ctx - MARGIN), 0)  # compiles, pages in, allocates
+    side.decode(2, 32, 0)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
