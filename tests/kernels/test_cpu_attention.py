@@ -6,8 +6,10 @@ import pytest
 import torch
 from cpu_cases import cpu, exact_attention, filled_cache, poisoned, ubatch_of
 
+from elastikv.kernels.cpu import CpuKernels
 from elastikv.kernels.reference import ReferenceKernels
 from elastikv.memory import KVLayer
+from elastikv.memory.base import CellType
 
 # n_heads, KVLayer(n_kv_heads, head_dim, head_dim_v, window)
 SHAPES = [
@@ -22,10 +24,17 @@ SHAPES = [
 ]
 
 
-def check(n_heads: int, layer: KVLayer, lengths: dict[int, tuple[int, int]], cell_type: str, tolerance: float) -> None:
+def check(
+    n_heads: int,
+    layer: KVLayer,
+    lengths: dict[int, tuple[int, int]],
+    k_type: CellType,
+    tolerance: float,
+    v_type: CellType | None = None,
+) -> None:
     torch.manual_seed(0)
     ubatch = ubatch_of(lengths)
-    cache = filled_cache(layer, {seq_id: sum(length) for seq_id, length in lengths.items()}, cell_type)
+    cache = filled_cache(layer, {seq_id: sum(length) for seq_id, length in lengths.items()}, k_type, v_type)
     q = torch.randn(ubatch.n_tokens, n_heads, layer.head_dim)
     scale = layer.head_dim**-0.5
     out = cpu().attention(q, cache, 0, ubatch, scale, poisoned(ubatch.n_tokens, n_heads, layer.head_dim_v))
@@ -42,18 +51,10 @@ def test_many_tokens_of_one_sequence(n_heads: int, layer: KVLayer) -> None:
     check(n_heads, layer, {0: (700, 150)}, "f16", 2e-6)
 
 
-@pytest.mark.parametrize("cell_type", ["f32", "f16", "bf16", "q8_0"])
-def test_cell_types(cell_type: str) -> None:
-    check(4, KVLayer(2, 72, 40), {0: (200, 1), 1: (30, 40), 2: (99, 1)}, cell_type, 2e-6)
-
-
-def test_k_and_v_of_different_types() -> None:
-    torch.manual_seed(0)
-    ubatch = ubatch_of({0: (200, 1), 1: (0, 20)})
-    cache = filled_cache(KVLayer(2, 64, 64), {0: 201, 1: 20}, "q8_0", "f16")
-    q = torch.randn(21, 4, 64)
-    out = cpu().attention(q, cache, 0, ubatch, 0.125, poisoned(21, 4, 64))
-    torch.testing.assert_close(out.double(), exact_attention(q, cache, ubatch, 0.125), rtol=0, atol=2e-6)
+@pytest.mark.parametrize(("k_type", "v_type"), [("f16", "f16"), ("q8_0", "bf16"), ("bf16", "f32"), ("f32", "q8_0")])
+def test_cell_types(k_type: CellType, v_type: CellType) -> None:
+    """Every type as K and as V; each pair is a kernel of its own."""
+    check(4, KVLayer(2, 72, 40), {0: (200, 1), 1: (30, 40), 2: (99, 1)}, k_type, 2e-6, v_type)
 
 
 def test_short_and_long_spans_in_one_ubatch() -> None:
@@ -62,11 +63,11 @@ def test_short_and_long_spans_in_one_ubatch() -> None:
 
 def test_a_long_prompt_from_nothing() -> None:
     """Queries cut into several pieces, cells into several blocks, the diagonal inside both."""
-    check(8, KVLayer(1, 16, 16), {0: (0, 1100)}, "f32", 2e-6)
+    check(8, KVLayer(1, 16, 16), {0: (0, 1100)}, "f16", 2e-6)
 
 
 def test_a_window_that_hides_whole_blocks() -> None:
-    check(2, KVLayer(1, 16, 16, window=9), {0: (600, 700)}, "f32", 2e-6)
+    check(2, KVLayer(1, 16, 16, window=9), {0: (600, 700)}, "f16", 2e-6)
 
 
 def test_strided_queries() -> None:
@@ -110,3 +111,20 @@ def test_the_reference_agrees() -> None:
     ours = cpu().attention(q, cache, 0, ubatch, 0.125, poisoned(41, 4, 64))
     theirs = ReferenceKernels().attention(q, cache, 0, ubatch, 0.125, poisoned(41, 4, 64))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+
+
+def test_scratch_is_what_the_budget_was_told() -> None:
+    """Many rows, wide heads, long prompts: nothing is held beyond ``scratch_bytes``."""
+    kernels = CpuKernels()
+    for n_heads, layer, lengths in (
+        (64, KVLayer(8, 128, 128), dict.fromkeys(range(40), (0, 1))),
+        (8, KVLayer(1, 256, 256), {0: (0, 300)}),
+    ):
+        ubatch = ubatch_of(lengths)
+        cache = filled_cache(layer, {seq_id: sum(length) for seq_id, length in lengths.items()})
+        q = torch.randn(ubatch.n_tokens, n_heads, layer.head_dim)
+        kernels.attention(q, cache, 0, ubatch, 0.1, poisoned(ubatch.n_tokens, n_heads, layer.head_dim_v))
+        cache.close()
+    kernels.linear(torch.ones(40, 4096), torch.ones(600, 4096, dtype=torch.float16), None, poisoned(40, 600))
+    held = kernels._scratch.nbytes + kernels.linear._tile.nbytes
+    assert 0 < held <= kernels.scratch_bytes(512, 1 << 17)

@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
@@ -24,7 +25,11 @@ _I8 = ir.IntType(8)
 
 @functools.cache
 def _features() -> dict[str, bool]:
-    return dict(llvmlite.binding.get_host_cpu_features())
+    """What numba compiles for: this processor, or the features that NUMBA_CPU_FEATURES names (``+avx2,+fma``)."""
+    named = numba.config.CPU_FEATURES
+    if named is None:
+        return dict(llvmlite.binding.get_host_cpu_features())
+    return {feature[1:]: feature[0] == "+" for feature in named.split(",") if feature}
 
 
 def has_bf16() -> bool:
