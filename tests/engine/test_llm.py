@@ -222,6 +222,22 @@ def test_a_budget_that_ends_a_text_hands_it_over_and_the_session_goes_on(folders
         assert rest[0].cached_tokens >= len(prompt)
 
 
+@pytest.mark.parametrize("arch", ["llama", "qwen3_5"])
+def test_on_a_third_of_the_memory_every_text_is_the_same(folders: dict[str, Path], arch: str) -> None:
+    prompts = [f"{i}: once upon a time there was a cache" for i in range(6)]
+    params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    with open_llm(folders[arch], kv_growth="exact", kv_initial=16, scheduler=SchedulerOptions(n_parallel=6)) as llm:
+        expected = [output.token_ids for output in llm.generate(prompts, params)]
+        wanted = llm.stats().committed_bytes
+        llm.clear()
+        llm.set_budget(llm.stats().compute_bytes + wanted // 3)
+        llm.budget.reset_peak()
+        assert [output.token_ids for output in llm.generate(prompts, params)] == expected
+        assert llm.scheduler.stats().n_preemptions > 0
+        assert llm.stats().peak_committed_bytes <= llm.stats().budget_bytes
+        llm.memory.check()
+
+
 def test_clear_and_close_give_all_memory_back(folders: dict[str, Path]) -> None:
     llm = open_llm(folders["qwen3_5"])
     llm.generate(PROMPTS, GREEDY)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from history_model import BYTES_PER_CELL, expected_tokens
 from elastikv.engine import parking as parking_module
 from elastikv.engine.params import SamplingParams
 from elastikv.errors import InvalidRequest, SnapshotError
+from elastikv.memory.snapshot import read_header
 
 HYBRID = pytest.mark.parametrize("is_hybrid", [False, True])
 
@@ -209,3 +213,44 @@ def test_a_running_session_cannot_be_erased_and_an_unknown_one_not_found(rig) ->
         r.scheduler.archive.erase(request.session.id)
     with pytest.raises(InvalidRequest, match="no session 99"):
         r.scheduler.archive.erase(99)
+
+
+_PARK_FOR_EVER = """
+import sys
+from pathlib import Path
+from history_model import Rig
+from elastikv.engine.params import SamplingParams
+
+rig = Rig(park_dir=Path(sys.argv[1]), max_idle=0, n_ctx=4096)
+for seed in range(10_000):
+    tokens = [(seed * 37 + i * 11) % 384 for i in range(600)]
+    request = rig.scheduler.submit(tokens, SamplingParams(temperature=0, max_tokens=2))
+    while rig.scheduler.has_work:
+        rig.scheduler.step()
+    rig.scheduler.tend()
+    print(seed, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_nothing_broken(rig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Killed at some moment of writing one session after the other; what is found afterwards is whole."""
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    writer = subprocess.Popen(
+        [sys.executable, "-c", _PARK_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert writer.stdout is not None
+    for _ in range(5):
+        assert writer.stdout.readline()
+    writer.kill()
+    writer.wait(timeout=60)
+    writer.stdout.close()
+    with caplog.at_level(logging.WARNING):
+        r = rig(park_dir=tmp_path, n_ctx=4096, n_batch=1024, n_ubatch=1024)
+        found = len(r.scheduler.sessions())
+        assert found >= 5
+        while waiting := files(tmp_path):
+            run(r, [*read_header(waiting[0]).token_ids, 7])
+    assert caplog.text == ""
+    assert r.kinds().count("restore") == found
+    assert list(tmp_path.glob(".*")) == []
