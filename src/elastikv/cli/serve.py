@@ -15,6 +15,7 @@ from elastikv.memory.growth import parse_size
 
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
+    from elastikv.engine.llm import LLM
     from elastikv.engine.policy import SchedulerOptions
     from elastikv.server import ServerSettings
 
@@ -127,7 +128,16 @@ def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:
 def _load_engine(args: argparse.Namespace, scheduling: SchedulerOptions) -> AsyncLLM:
     from elastikv.engine.async_llm import AsyncLLM
 
-    return AsyncLLM(llm_from_args(args, scheduler=scheduling))
+    llm = llm_from_args(args, scheduler=scheduling)
+    _warm_up(llm)
+    return AsyncLLM(llm)
+
+
+def _warm_up(llm: LLM) -> None:
+    """Kernels compile when they are first used: better now than while a client waits."""
+    for n_tokens in (min(40, llm.n_ctx), 1):
+        llm.forward([0] * n_tokens, seq_id=0)
+        llm.memory.seq_rm(0)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
