@@ -103,3 +103,13 @@ def test_missing_and_broken_tokenizers(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CorruptFile, match="not a tokenizer"):
         read_hf_tokenizer(tmp_path, ())
+
+
+def test_tokens_that_each_end_inside_a_character(tokenizer: Tokenizer) -> None:
+    """However many follow each other, no character between them is lost, nor kept back to the end."""
+    straddling = tokenizer.token_id("µÑ")  # the last byte of one Cyrillic letter, the first of the next
+    assert straddling is not None
+    decoder = tokenizer.stream_decoder()
+    shown = [decoder.push(straddling) for _ in range(9)]
+    assert "".join(shown) == "\N{REPLACEMENT CHARACTER}" + 8 * "ѵ"
+    assert "".join([*shown, decoder.flush()]) == tokenizer.decode([straddling] * 9)

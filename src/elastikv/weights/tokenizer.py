@@ -94,29 +94,28 @@ class StreamDecoder:
         self._skip_special = skip_special
         self._ids: list[int] = []
         self._n_context = 0  # of _ids: shown already, kept for what the next ones mean after them
+        self._n_shown = 0  # characters of what _ids decode to
 
     def push(self, token_id: int) -> str:
-        """Text that is certain now; empty while a character is incomplete."""
+        """Text that is certain now. A character that is incomplete is held back, but nothing before it."""
         self._ids.append(token_id)
-        text = self._pending_text()
-        n_pending = len(self._ids) - self._n_context
-        if text.endswith(_REPLACEMENT) and n_pending < _LONGEST_CHARACTER:
-            return ""
-        return self._show(text)
+        text = self._decode(self._ids)
+        n_broken = len(text) - len(text.rstrip(_REPLACEMENT))
+        return self._show(text, len(text) - min(n_broken, _LONGEST_CHARACTER - 1))
 
     def flush(self) -> str:
         """What is still held back; bytes that are no character become U+FFFD."""
-        return self._show(self._pending_text())
+        text = self._decode(self._ids)
+        return self._show(text, len(text))
 
-    def _pending_text(self) -> str:
-        shown = self._decode(self._ids[: self._n_context])
-        return self._decode(self._ids)[len(shown) :]
-
-    def _show(self, text: str) -> str:
-        if text:
+    def _show(self, text: str, stop: int) -> str:
+        news = text[self._n_shown : stop]
+        self._n_shown = max(self._n_shown, stop)
+        if news and stop == len(text):
             self._ids = self._ids[self._n_context :]
             self._n_context = len(self._ids)
-        return text
+            self._n_shown = len(self._decode(self._ids))
+        return news
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, self._skip_special)
