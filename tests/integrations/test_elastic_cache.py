@@ -223,6 +223,17 @@ def test_layers_on_several_devices() -> None:
     assert cache.layers[1].keys.shape == (1, 2, 5, 8)
 
 
+def test_gradients_reach_the_tokens_of_the_pass() -> None:
+    model = AutoModelForCausalLM.from_config(tiny_config("gemma2"))
+    gradients = []
+    for cache in (DynamicCache(config=model.config), ElasticCache(model.config, storage="copy")):
+        _logits(model, _ids(20), cache)
+        model.zero_grad()
+        model(input_ids=_ids(3), position_ids=torch.arange(20, 23)[None], past_key_values=cache).logits.sum().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
 # Files
 
 

@@ -85,10 +85,13 @@ def test_the_user_is_told_which_path_runs(folders: Any, caplog: pytest.LogCaptur
     assert "transformers" in lines[0]
 
 
-def test_through_the_command_line(folders: Any, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "model_type", ["gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in FALLBACK if name != "gemma2")]
+)
+def test_through_the_command_line(model_type: str, folders: Any, capsys: pytest.CaptureFixture[str]) -> None:
     from elastikv.cli.main import main
 
-    folder, model = folders("gemma2")
+    folder, model = folders(model_type)
     prompt = tiny_tokenizer()("once upon a time")["input_ids"]
     arguments = ["-p", "once upon a time", "-n", str(N_NEW), "--temp", "0", "-ctk", "f32", "-ctv", "f32"]
     assert main(["run", "-m", str(folder), *arguments, "--ignore-eos"]) == 0

@@ -58,12 +58,16 @@ class ElasticLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append ``[batch, heads, n, dim]``; returns views of all that attention may look at.
+        """Append ``[batch, heads, n, dim]``; returns all that attention may look at, as views.
 
-        Gradients do not flow into the cache. CacheFull: the cache is as before the forward pass.
+        Where gradients are wanted, copies that lead them to the new tokens, never to what was held.
+        CacheFull: the cache is as before the forward pass.
         """
         self._admit(key_states, value_states)
-        return self._append(key_states, value_states)
+        keys, values = self._append(key_states, value_states)
+        if key_states.requires_grad or value_states.requires_grad:
+            return _end_with(keys, key_states), _end_with(values, value_states)
+        return keys, values
 
     def _admit(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Cells of the right shape with room for these, or an error that leaves the cache as it was."""
@@ -275,6 +279,12 @@ class ElasticSlidingLayer(ElasticLayer):
         super().reset()
         self._base = self._mark = 0
         self.record_past = False
+
+
+def _end_with(stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """``stored`` with the very tensor ``new`` in place of its copy at the end."""
+    n_before = stored.shape[2] - new.shape[2]
+    return torch.cat((stored[:, :, :n_before].detach(), new), dim=2)
 
 
 def _count(tokens_to_remove: int) -> int:

@@ -19,7 +19,7 @@ from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.layer_cells import LayerCells
 from elastikv.memory.base import MemoryStats, SequenceStats
 from elastikv.memory.budget import Budget
-from elastikv.memory.growth import Growth, parse_growth
+from elastikv.memory.growth import parse_growth
 from elastikv.memory.storage import StorageKind
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class _Charge:
 class CacheMemory:
     """Budget, growth, and the layers that stand on them. ``n_ctx`` counts tokens of a sequence."""
 
-    def __init__(self, n_ctx: int, growth: str | None, initial: int, budget: Budget, storage: StorageKind) -> None:
+    def __init__(self, n_ctx: int, growth: str, initial: int, budget: Budget, storage: StorageKind) -> None:
         if n_ctx < 1:
             raise InvalidRequest(f"n_ctx must be at least 1, got {n_ctx}")
         if initial < 1:
@@ -95,7 +95,7 @@ class CacheMemory:
         self.resize_seconds = 0.0
         self._initial = initial
         self._storage: StorageKind = storage
-        self._growth = parse_growth(growth) if growth is not None else None
+        self._growth = parse_growth(growth)
 
     def add_member(self, layer: Member) -> None:
         """In the order in which a forward pass comes to them; those of two kinds may be added twice."""
@@ -211,8 +211,7 @@ class CacheMemory:
         _log.debug("%d layers grew, the first to %d cells of %d bytes", len(wanted), capacity, cells.bytes_per_row)
 
     def _policy_capacity(self, owner: CellsOwner, cells: LayerCells, n_rows: int) -> int:
-        growth: Growth = self._growth or parse_growth(cells.storage.default_growth)
-        return growth.capacity_for(
+        return self._growth.capacity_for(
             n_rows,
             cells.capacity,
             initial=self._initial,

@@ -47,13 +47,13 @@ class ElasticCache(Cache):
     """Keys and values in memory that grows in place, under a budget.
 
     config: of the model. n_ctx: tokens that a sequence may ever have (None: the model's own maximum); an upper
-    bound, not an allocation. growth, initial: how capacities grow (``step:256``, ``double:1GiB``, ``exact``; None:
-    what suits the storage) and from where. budget: bytes for all layers, ``"4GiB"``, ``"auto"``, ``"none"``, or a
-    ``Budget`` that several caches share. storage: ``mmap`` (CPU, Linux), ``copy`` (any device) or ``auto``; each
-    layer's memory is on the device that its keys come from.
+    bound, not an allocation. growth, initial: how capacities grow (``step:256``, ``double:1GiB``, ``exact``) and
+    from where; even where a growth is a copy, one in 256 tokens is little beside attention. budget: bytes for all
+    layers, ``"4GiB"``, ``"auto"``, ``"none"``, or a ``Budget`` that several caches share. storage: ``mmap`` (CPU,
+    Linux), ``copy`` (any device) or ``auto``; each layer's memory is on the device that its keys come from.
 
     A forward pass that is refused memory raises CacheFull and leaves the cache as it was before the pass.
-    For inference: gradients do not flow into the cache. Raises InvalidRequest.
+    Gradients flow to the tokens of the pass itself, not to those held from earlier ones. Raises InvalidRequest.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ElasticCache(Cache):
         config: PreTrainedConfig,
         n_ctx: int | None = None,
         *,
-        growth: str | None = None,
+        growth: str = "step:256",
         initial: int = 256,
         budget: Budget | str | int | None = "none",
         storage: StorageKind = "auto",
