@@ -132,7 +132,7 @@ class Scheduler:
 
     def step(self) -> None:
         """Compute once for everybody who runs."""
-        self._tend_idle_sessions()
+        self.tend()
         self._admit()
         chunks, logits = self._decode()
         self._keep_checkpoints(chunks)
@@ -152,27 +152,26 @@ class Scheduler:
         return self._room.seconds_until_due(self.options, self._clock())
 
     def tend(self) -> None:
-        """What ``step`` does for idle sessions, without computing."""
-        self._tend_idle_sessions()
+        """Take back what idle sessions have held for too long; ``step`` does it too."""
+        self._room.tend(self.options, self._clock())
 
     def clear(self) -> None:
         """End all requests and forget all sessions in memory."""
-        for request in [*self._running, *self._waiting]:
-            self.abort(request)
+        self._abort_all()
         for session in self._sessions.idle():
             self._room.drop(session)
 
     def close(self) -> None:
         """End all requests; idle sessions are parked if there is a place."""
-        for request in [*self._running, *self._waiting]:
-            self.abort(request)
+        self._abort_all()
         for session in self._sessions.idle():
             self._room.release(session)
 
-    # The parts of a step
+    def _abort_all(self) -> None:
+        for request in [*self._running, *self._waiting]:
+            self.abort(request)
 
-    def _tend_idle_sessions(self) -> None:
-        self._room.tend(self.options, self._clock())
+    # The parts of a step
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.options.n_parallel and self._may_start(self._waiting[0]):
