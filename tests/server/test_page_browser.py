@@ -136,6 +136,15 @@ def test_errors_are_told_in_the_conversation(page: Any) -> None:
         assert page.locator(".send").is_visible()
 
 
+def test_a_server_that_is_gone_is_told(page: Any) -> None:
+    with running(FakeAsyncLLM()) as server:
+        page.goto(server.url)
+        expect(page.locator("#committed")).to_have_text("0 B")
+    say(page, "hello?")
+    page.wait_for_selector(".message.error:has-text('does not answer')")
+    page.wait_for_selector("body.stale")
+
+
 def test_a_budget_can_be_set_from_the_page(page: Any) -> None:
     engine = FakeAsyncLLM()
     with running(engine) as server:

@@ -15,7 +15,7 @@ async function request(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
-    const response = await fetch(path, { ...options, headers });
+    const response = await reach(path, { ...options, headers });
     if (response.status === 401) {
       // Several requests may meet the 401 at once: one dialog serves them all.
       if (key === sessionStorage.getItem(KEY)) {
@@ -26,6 +26,16 @@ async function request(path, options = {}) {
     }
     if (!response.ok) throw new Error(await errorMessage(response));
     return response;
+  }
+}
+
+/** fetch, with words for a server that is not there. */
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer.");
   }
 }
 

@@ -30,11 +30,9 @@ export class MemoryPanel {
   async run() {
     for (;;) {
       if (!document.hidden) {
-        try {
-          await this.refresh();
-        } catch {
-          // The server restarts or is busy; the next look will tell.
-        }
+        const isLive = await this.refresh().then(() => true, () => false);
+        // What is shown may be old while the server restarts; the next look will tell.
+        document.body.classList.toggle("stale", !isLive);
       }
       await new Promise((resolve) => setTimeout(resolve, POLL));
     }
