@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numba import prange
+from numba.extending import register_jitable
 
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import F32, load_values, row_bytes, scale_bytes, store_values
@@ -45,19 +46,24 @@ from elastikv.kernels.cpu.vector_math import exp, fma, max_lanes, maximum, splat
 MAX_PARTS = 16
 _LOW = np.float32(-1e30)
 """Below every score, yet finite: exp(_LOW - anything) is 0 and _LOW - _LOW is not NaN."""
-_PREFETCH_BYTES = 2048
 
 
-def padded_group(n_group: int) -> int:
+@register_jitable
+def _padded_group(n_group: int) -> int:
     """Query heads per K head as the tiles take them."""
-    return n_group if n_group <= 2 else -(-n_group // 4) * 4
+    return n_group if n_group <= 2 else (n_group + 3) // 4 * 4
+
+
+@register_jitable
+def _padded_width(width: int) -> int:
+    """Whole vectors."""
+    return (width + LANES - 1) // LANES * LANES
 
 
 def scratch_floats(n_heads: int, n_kv_heads: int, d: int, dv: int) -> int:
     """float32 values of scratch that one row needs."""
-    heads = n_kv_heads * padded_group(n_heads // n_kv_heads)
-    wide, wide_v = -(-d // LANES) * LANES, -(-dv // LANES) * LANES
-    return heads * (wide + MAX_PARTS * (wide_v + BLOCK_CELLS + 2))
+    heads = n_kv_heads * _padded_group(n_heads // n_kv_heads)
+    return heads * (_padded_width(d) + MAX_PARTS * (_padded_width(dv) + BLOCK_CELLS + 2))
 
 
 @inlined
@@ -259,8 +265,7 @@ def attend(
     """
     n_heads, n_kv_heads, d, dv = heads
     n_group = n_heads // n_kv_heads
-    group = n_group if n_group <= 2 else (n_group + 3) // 4 * 4
-    wide, wide_v = (d + LANES - 1) // LANES * LANES, (dv + LANES - 1) // LANES * LANES
+    group, wide, wide_v = _padded_group(n_group), _padded_width(d), _padded_width(dv)
     shape = (n_kv_heads, group, d, wide, dv, wide_v)
     n_padded = n_kv_heads * group
     n_rows = len(ends)
