@@ -125,21 +125,17 @@ class CacheMemory:
         """Account for recurrent state that is about to be allocated (or, negative, was let go)."""
         self._state.add(n_bytes)
 
-    def make_room(self, layer: Member, n_new: int) -> None:
-        """Room for ``n_new`` tokens in ``layer``, and in all others too if it leads the pass.
-
-        CacheFull: the cache holds what it held before the pass.
-        """
+    def make_room(self, n_new: int, owners: Sequence[CellsOwner]) -> None:
+        """Room for ``n_new`` tokens in each of ``owners`` that has cells, or CacheFull and no change."""
         needs = []
-        for owner, cells in self._open():
-            if owner is not layer and not self.leads(layer):
+        for owner in owners:
+            if owner.cells is None:
                 continue
             if owner.length + n_new > self.n_ctx:
-                left = self.n_ctx - owner.length
-                raise CacheFull("n_ctx", asked=n_new, left=left, limit=self.n_ctx)
+                raise CacheFull("n_ctx", asked=n_new, left=self.n_ctx - owner.length, limit=self.n_ctx)
             n_rows = owner.rows_needed(n_new)
-            if n_rows > cells.capacity:
-                needs.append((owner, cells, n_rows))
+            if n_rows > owner.cells.capacity:
+                needs.append((owner, owner.cells, n_rows))
         if needs:
             self._grow(needs)
 

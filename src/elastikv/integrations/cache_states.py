@@ -9,8 +9,9 @@ import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 from elastikv.errors import CacheFull, InvalidRequest
-from elastikv.integrations.cache_layers import ElasticLayer, ElasticSlidingLayer
+from elastikv.integrations.cache_layers import ElasticLayer, wrong_batch_size
 from elastikv.integrations.cache_memory import CacheMemory
+from elastikv.integrations.cache_window import ElasticSlidingLayer
 
 _PER_STATE = (
     "conv_kernel_size",
@@ -56,10 +57,7 @@ class ElasticStateLayer(LinearAttentionLayer):
         if self.has_previous_state[state_idx]:
             held = self.conv_states[state_idx]
             if len(held) != len(conv_states):
-                raise InvalidRequest(
-                    f"the cache holds a batch of {len(held)} sequences but was given {len(conv_states)}; reset() it, "
-                    "or change it with batch_repeat_interleave() or batch_select_indices()"
-                )
+                raise wrong_batch_size(len(held), len(conv_states))
             # Some models hand over a whole state of kernel size instead of the new tokens.
             n_new = conv_states.shape[-1]
             self.prepare(n_new if n_new > self.conv_kernel_size[state_idx] else 1)
@@ -68,7 +66,7 @@ class ElasticStateLayer(LinearAttentionLayer):
     def prepare(self, n_new: int) -> None:
         """Before a state changes: if this layer leads the pass, room for its tokens in all others."""
         if self.memory.leads(self):
-            self.memory.make_room(self, n_new)
+            self.memory.make_room(n_new, self.memory.owners)
 
     def _charge(self, n_bytes: int) -> None:
         """CacheFull can only come in a cache's first pass; it leaves the cache empty."""

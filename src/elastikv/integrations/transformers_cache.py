@@ -23,9 +23,10 @@ from transformers.cache_utils import (
 
 from elastikv.errors import InvalidRequest
 from elastikv.integrations.cache_file import read_cache_file, write_cache_file
-from elastikv.integrations.cache_layers import ElasticLayer, ElasticSlidingLayer
+from elastikv.integrations.cache_layers import ElasticLayer
 from elastikv.integrations.cache_memory import CacheMemory
 from elastikv.integrations.cache_states import ElasticHybridLayer, ElasticSlidingHybridLayer, ElasticStateLayer
+from elastikv.integrations.cache_window import ElasticSlidingLayer
 from elastikv.memory.base import MemoryStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.storage import StorageKind
