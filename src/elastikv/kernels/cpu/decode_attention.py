@@ -29,15 +29,17 @@ from elastikv.kernels.cpu.tiles import (
     mix_1,
     mix_2,
     mix_4,
+    offset_all,
+    prefetch_rows,
     score_1,
     score_2,
     score_4,
+    tile_rows,
 )
 from elastikv.kernels.cpu.vector import (
     LANES,
     load_f32,
     load_float,
-    prefetch,
     store_f32,
     store_float,
 )
@@ -74,44 +76,19 @@ def _part_cells(n_cells: int) -> int:
 
 
 @inlined
-def _tile_rows(base: int, stride: int, cell: int, last: int) -> tuple[int, int, int, int]:
-    """Addresses of four rows from ``cell`` on; those behind ``last`` repeat it (their weights are 0)."""
-    return (
-        base + min(cell, last) * stride,
-        base + min(cell + 1, last) * stride,
-        base + min(cell + 2, last) * stride,
-        base + min(cell + 3, last) * stride,
-    )
-
-
-@inlined
-def _offset_all(addresses: Any, offset: int) -> tuple[int, int, int, int]:
-    return (addresses[0] + offset, addresses[1] + offset, addresses[2] + offset, addresses[3] + offset)
-
-
-@inlined
-def _prefetch_rows(rows: Any, n_bytes: int) -> None:
-    for line in range(0, n_bytes, 64):
-        prefetch(rows[0] + line)
-        prefetch(rows[1] + line)
-        prefetch(rows[2] + line)
-        prefetch(rows[3] + line)
-
-
-@inlined
 def _score_block(layout: Any, keys: int, scales: int, begin: int, end: int, q: int, scores: int, shape: Any) -> None:
     """Scores of cells ``begin..end`` (at most 64) with all heads."""
     n_kv_heads, group, d, wide, _, _ = shape
     head_bytes, head_scales = row_bytes(layout, d), scale_bytes(layout, d)
     q_stride = wide * 4
     for cell in range(begin, end, 4):
-        rows = _tile_rows(keys, n_kv_heads * head_bytes, cell, end - 1)
-        row_scales = _tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
+        rows = tile_rows(keys, n_kv_heads * head_bytes, cell, end - 1)
+        row_scales = tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
         out = scores + (cell - begin) * 4
         for head in range(n_kv_heads):
-            k = _offset_all(rows, head * head_bytes)
-            s = _offset_all(row_scales, head * head_scales)
-            _prefetch_rows(_offset_all(k, 4 * n_kv_heads * head_bytes), head_bytes)
+            k = offset_all(rows, head * head_bytes)
+            s = offset_all(row_scales, head * head_scales)
+            prefetch_rows(offset_all(k, 4 * n_kv_heads * head_bytes), head_bytes)
             first = head * group
             if group == 1:
                 score_1(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
@@ -131,13 +108,13 @@ def _mix_block(
     head_bytes, head_scales = row_bytes(layout, dv), scale_bytes(layout, dv)
     stride = wide_v * 4
     for cell in range(begin, end, 4):
-        rows = _tile_rows(values, n_kv_heads * head_bytes, cell, end - 1)
-        row_scales = _tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
+        rows = tile_rows(values, n_kv_heads * head_bytes, cell, end - 1)
+        row_scales = tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
         w = weights + (cell - begin) * 4
         for head in range(n_kv_heads):
-            v = _offset_all(rows, head * head_bytes)
-            s = _offset_all(row_scales, head * head_scales)
-            _prefetch_rows(_offset_all(v, 4 * n_kv_heads * head_bytes), head_bytes)
+            v = offset_all(rows, head * head_bytes)
+            s = offset_all(row_scales, head * head_scales)
+            prefetch_rows(offset_all(v, 4 * n_kv_heads * head_bytes), head_bytes)
             first = head * group
             if group == 1:
                 mix_1(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)

@@ -12,12 +12,39 @@ import numpy as np
 
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.layouts import load_values
-from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, store_f32
+from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, prefetch, store_f32
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums
 
 BLOCK_CELLS = 64
 SCORE_STRIDE = BLOCK_CELLS * 4
 ZERO = np.float32(0)
+
+
+@inlined
+def tile_rows(base: int, stride: int, cell: int, last: int) -> tuple[int, int, int, int]:
+    """Addresses of four rows from ``cell`` on; those behind ``last`` repeat it (their weights are 0)."""
+    return (
+        base + min(cell, last) * stride,
+        base + min(cell + 1, last) * stride,
+        base + min(cell + 2, last) * stride,
+        base + min(cell + 3, last) * stride,
+    )
+
+
+@inlined
+def offset_all(addresses: Any, offset: int) -> tuple[int, int, int, int]:
+    """The same place in four rows."""
+    return (addresses[0] + offset, addresses[1] + offset, addresses[2] + offset, addresses[3] + offset)
+
+
+@inlined
+def prefetch_rows(rows: Any, n_bytes: int) -> None:
+    """Ask for the first ``n_bytes`` of four rows."""
+    for line in range(0, n_bytes, 64):
+        prefetch(rows[0] + line)
+        prefetch(rows[1] + line)
+        prefetch(rows[2] + line)
+        prefetch(rows[3] + line)
 
 
 @inlined
