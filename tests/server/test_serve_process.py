@@ -179,19 +179,3 @@ def test_a_model_that_is_not_there_ends_the_server(tmp_path: Path) -> None:
     assert server.process.wait(timeout=60) == 1
     server.end()
     assert server.lines[-1].startswith("elastikv: error:")
-
-
-def test_a_port_that_is_taken_is_one_line(model: Path) -> None:
-    with serving(model) as server:
-        second = start("-m", str(model), "--port", server.url.rpartition(":")[2])
-        assert second.process.wait(timeout=60) == 1
-        second.end()
-        assert "cannot listen" in second.lines[-1]
-
-
-def test_a_wide_bind_without_a_key_is_warned_about(tmp_path: Path) -> None:
-    for key in ([], ["--api-key", "k"]):
-        server = start("-m", str(tmp_path / "nothing"), "--host", "0.0.0.0", *key)
-        server.process.wait(timeout=60)
-        server.end()
-        assert any("warning" in line and "--api-key" in line for line in server.lines) is not bool(key)

@@ -99,7 +99,10 @@ def settings_from_args(args: argparse.Namespace) -> ServerSettings:
     if not args.timeout > 0:
         raise InvalidRequest(f"--timeout must be above 0, got {args.timeout:g}")
     if args.slot_save_path is not None:
-        args.slot_save_path.mkdir(parents=True, exist_ok=True)
+        try:
+            args.slot_save_path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidRequest(f"--slot-save-path {args.slot_save_path}: {error.strerror}") from error
     return ServerSettings(
         host=args.host,
         port=args.port,
