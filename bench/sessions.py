@@ -1,6 +1,6 @@
 """Many sessions of long-tailed lengths on one budget: elastic, static, and the bytes really used.
 
-    python bench/sessions.py                              # about two minutes on two cores
+    python bench/sessions.py                              # some minutes on two idle cores
     python bench/sessions.py --sessions 200 --rate 12 --json bench/results/sessions.json
 
 The trace: session i arrives after an exponential gap (Poisson arrivals, --rate a second) and has a prompt of
@@ -168,6 +168,7 @@ def play(
         limit = llm.stats().compute_bytes + (kv_bytes or 0)
         llm.set_budget(limit if kv_bytes else "none")
         outcome = Replay(llm, trace).run(mode, n_slots, kv_bytes or 0)
+        print(f"  {mode}: {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
         llm.memory.check()
     return outcome
 
@@ -217,7 +218,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "elastikv-bench")
     parser.add_argument("-c", "--ctx", type=int, default=8192)
     parser.add_argument("--budget", default="128MiB", help="bytes of KV memory for elastic, exact and static")
-    parser.add_argument("--sessions", type=int, default=100)
+    parser.add_argument("--sessions", type=int, default=60)
     parser.add_argument("--rate", type=float, default=20.0, help="arrivals a second")
     parser.add_argument("--median", type=float, default=1200.0, help="tokens of a prompt")
     parser.add_argument("--reply", type=float, default=64.0, help="tokens of a reply")
