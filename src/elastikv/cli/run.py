@@ -37,13 +37,14 @@ def run(args: argparse.Namespace) -> int:
     with llm_from_args(args) as llm:
         load_seconds = time.perf_counter() - started
         resizes = ResizeLog(llm, enabled=args.verbose)
-        if args.display_prompt:
-            _write(prompt)
+        # Shown with the first token and not before: what the log has to say stands above the text, not in it.
+        unshown = prompt if args.display_prompt else ""
         output = None
         cut: GenerationCut | None = None
         try:
             for delta in llm.stream(prompt, params):
-                _write(delta.text)
+                _write(unshown + delta.text)
+                unshown = ""
                 resizes.update()
                 output = delta.output or output
         except GenerationCut as error:
