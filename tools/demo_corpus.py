@@ -27,6 +27,7 @@ _SKIPPED_FILES = {"html/entities.py"}
 _TOPICS = "pydoc_data/topics.py"
 
 _MAX_ANSWER_CHARS = 700
+_PIECE_CHARS = 150
 _HELD_OUT_OF = 40  # one file in so many is for validation
 
 # The way Qwen2 and Qwen3 split text before merging bytes; GGUF knows it as "qwen2".
@@ -77,6 +78,20 @@ def read_corpus() -> Corpus:
         (held_out if zlib.crc32(name.encode()) % _HELD_OUT_OF == 0 else train).extend(documents)
     small_talk = [_as_chat([pair]) for pair in _SMALL_TALK]
     return Corpus(train + small_talk * _SMALL_TALK_COPIES, held_out)
+
+
+def pieces(document: str, chance: random.Random) -> list[str]:
+    """Cut a document anywhere, about every ``_PIECE_CHARS``; each piece is tokenised by itself.
+
+    A prompt ends where its author stopped typing ("def "), not where a token of the text would have ended:
+    a model that never saw such an end does not know how to go on. Chats are left whole.
+    """
+    if TURN_START in document:
+        return [document]
+    cuts = sorted(chance.randrange(1, len(document)) for _ in range(len(document) // _PIECE_CHARS))
+    return [
+        document[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(document)], strict=True) if start < stop
+    ]
 
 
 def train_tokenizer(documents: Iterable[str], n_vocab: int) -> Tokenizer:

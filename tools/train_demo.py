@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import math
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from demo_corpus import END_OF_TEXT, read_corpus, train_tokenizer
+from demo_corpus import END_OF_TEXT, pieces, read_corpus, train_tokenizer
 from demo_model import new_model, sample, save
 from tokenizers import Tokenizer
 from torch import nn
@@ -87,6 +88,13 @@ class Clock:
 def encode(tokenizer: Tokenizer, documents: list[str]) -> list[torch.Tensor]:
     end = tokenizer.token_to_id(END_OF_TEXT)
     return [torch.tensor([*encoding.ids, end]) for encoding in tokenizer.encode_batch(documents)]
+
+
+def encode_in_pieces(tokenizer: Tokenizer, documents: list[str], seed: int) -> list[torch.Tensor]:
+    """As ``encode``, with ends of tokens where no tokenizer would have put them: see ``pieces``."""
+    end, chance = tokenizer.token_to_id(END_OF_TEXT), random.Random(seed)
+    encoded = (tokenizer.encode_batch(pieces(document, chance)) for document in documents)
+    return [torch.tensor([token for encoding in each for token in encoding.ids] + [end]) for each in encoded]
 
 
 def batches(documents: list[torch.Tensor], clock: Clock, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -199,7 +207,7 @@ def start(args: argparse.Namespace) -> Run:
     else:
         tokenizer = train_tokenizer(corpus.train, N_VOCAB)
         model = new_model(tokenizer)
-    documents = encode(tokenizer, corpus.train)
+    documents = encode_in_pieces(tokenizer, corpus.train, args.seed)
     n_params, n_tokens = sum(parameter.numel() for parameter in model.parameters()), sum(map(len, documents))
     validation = Validation.of(tokenizer, corpus.held_out)
     say(f"{n_params:,} parameters, {n_tokens:,} tokens of {validation.n_bytes_per_token:.2f} bytes")
