@@ -7,7 +7,7 @@ PROMPT ?= def
 .PHONY: run test test-slow lint bench clean
 
 run: $(VENV)/.installed
-	$(BIN)/elastikv run -p "$(PROMPT)" -n 200 -c 32768 --temp 0.7 --seed 1 --stats
+	$(BIN)/elastikv run -p "$(PROMPT)" -n 200 -c 32768 --repeat-penalty 1.1 --seed 4 --stats
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
