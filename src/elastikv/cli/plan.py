@@ -62,6 +62,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Raises InvalidRequest, UnsupportedModel, CorruptFile."""
     from elastikv import demo
     from elastikv.memory import Budget, memory_cost, parse_growth
+    from elastikv.memory.storage.copy import CopyStorage
+    from elastikv.memory.storage.mmap import MmapStorage
     from elastikv.models import memory_layers, read_config
 
     path = Path(args.model) if args.model else demo.path()
@@ -70,7 +72,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
     for flag, value in (("-c", n_ctx), ("--parallel", args.parallel), ("--kv-initial", args.kv_initial)):
         if value < 1:
             raise InvalidRequest(f"{flag} must be at least 1, got {value}")
-    growth = parse_growth(args.kv_growth or ("double:1GiB" if args.kv_storage == "copy" else "step:256"))
+    storage = CopyStorage if args.kv_storage == "copy" else MmapStorage
+    policy = storage.default_growth if args.kv_growth is None else args.kv_growth
+    growth = parse_growth(policy)
     cost = memory_cost(memory_layers(config), args.cache_type_k, args.cache_type_v)
     rows = []
     for tokens in _tokens_asked(args.at, n_ctx):
@@ -91,7 +95,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         model=config.name,
         n_ctx=n_ctx,
         n_parallel=args.parallel,
-        growth=args.kv_growth or str(growth),
+        growth=policy,
         bytes_per_cell=cost.bytes_per_cell,
         recurrent_bytes=cost.recurrent_bytes * args.parallel,
         static_bytes=n_ctx * cost.bytes_per_cell * args.parallel,
