@@ -41,13 +41,14 @@ class Attention:
 
     def __call__(self, x: torch.Tensor, step: Step, out: torch.Tensor) -> None:
         kernels, layer, cache, ubatch = self._kernels, self._layer, step.attention, step.ubatch
+        n = ubatch.n_tokens
         projected = self._projection(x, out=step.view("wide", self._projection.n_out))
-        q, k, v, *gate = projected.view(len(x), -1, self._heads[1]).split(self._split, dim=1)
+        q, k, v, *gate = projected.view(n, -1, self._heads[1]).split(self._split, dim=1)
         kernels.rope_store(q, k, v, step.cos, step.sin, self._norms, cache, layer, ubatch)
         mixed = kernels.attention(q, cache, layer, ubatch, self._scale, out=step.view("inner", *self._heads))
         if gate:
             mixed.mul_(gate[0].sigmoid_())
-        self._output(mixed.view(len(x), -1), out=out)
+        self._output(mixed.view(n, -1), out=out)
 
 
 def read_attention(

@@ -82,7 +82,7 @@ class DeltaNet:
         kernels.gated_delta_rule(q, k, v, decay, beta, memory, layer, ubatch, out=inner)
         gate = z.unflatten(1, (net.n_v_heads, net.v_dim))
         kernels.gated_rms_norm(inner, gate, self._norm, self._eps, out=inner)
-        self._output(inner.view(len(x), -1), out=out)
+        self._output(inner.view(x.shape[0], -1), out=out)
 
 
 def _read_delta_net(config: ModelConfig, loader: WeightLoader, layer: int, ordinal: int) -> DeltaNet:

@@ -220,7 +220,7 @@ class CpuKernels:
         return self._plan
 
     def _scratch_of(self, n_floats: int) -> torch.Tensor:
-        if len(self._scratch) < n_floats:
+        if self._scratch.numel() < n_floats:
             self._scratch = torch.empty(n_floats)
         return self._scratch
 

@@ -10,15 +10,52 @@ from typing import Any
 
 from numba.extending import overload
 
-from elastikv.kernels.cpu.layouts import BLOCK, Layout, load, load_part
-from elastikv.kernels.cpu.vector import load_half, load_high_nibbles, load_i8, load_low_nibbles
-from elastikv.kernels.cpu.vector_math import splat
+from elastikv.kernels.cpu.layouts import BLOCK, Layout, add_products, load, load_part, row_bytes
+from elastikv.kernels.cpu.vector import load_f32, load_half, load_high_nibbles, load_i8, load_low_nibbles
+from elastikv.kernels.cpu.vector_math import fma, splat
 
 Q8_0_BLOCKS = Layout("q8_0 blocks", 0)
 Q4_0_BLOCKS = Layout("q4_0 blocks", 0)
 
 OF_TYPE = {"q8_0": Q8_0_BLOCKS, "q4_0": Q4_0_BLOCKS}
 """Layouts of packed weights by the name of their type."""
+
+
+_BLOCK_BYTES = {Q8_0_BLOCKS.label: 34, Q4_0_BLOCKS.label: 18}
+
+
+@overload(row_bytes, inline="always")
+def _row_bytes(layout: Any, width: Any) -> Any:
+    size = _BLOCK_BYTES.get(layout.label)
+    if size is None:
+        return None
+
+    def of_blocks(layout: Any, width: Any) -> Any:
+        return width // BLOCK * size
+
+    return of_blocks
+
+
+@overload(add_products)
+def _add_products(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
+    """The scale is common to the block's products: it is applied to their sum."""
+    if layout.label == Q8_0_BLOCKS.label:
+
+        def bytes_(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
+            block = row + start // BLOCK * 34
+            products = fma(load_i8(block + 18), load_f32(x + 64), load_i8(block + 2) * load_f32(x))
+            return fma(splat(load_half(block)), products, sums)
+
+        return bytes_
+    if layout.label == Q4_0_BLOCKS.label:
+
+        def nibbles(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
+            block = row + start // BLOCK * 18
+            low = load_low_nibbles(block + 2) * load_f32(x)
+            return fma(splat(load_half(block)), fma(load_high_nibbles(block + 2), load_f32(x + 64), low), sums)
+
+        return nibbles
+    return None
 
 
 @overload(load)

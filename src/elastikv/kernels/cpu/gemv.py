@@ -10,26 +10,58 @@ from typing import Any
 
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import F32, load, load_values, row_bytes, store_values
-from elastikv.kernels.cpu.vector import LANES, load_f32, load_float, store_float
+from elastikv.kernels.cpu.layouts import F32, add_products, load_values, row_bytes, store_values
+from elastikv.kernels.cpu.vector import LANES, load_float, prefetch, store_float
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums, sum_lanes
 
 _ZERO = np.float32(0)
 _ROWS_PER_JOB = 16
+_STRIP = 128
+"""Values of a row that one pass of the inner loop takes."""
+_AHEAD = 4096
+"""Bytes that prefetching is ahead of reading: with less, the reading waits; measured, 1 KiB loses 8 %."""
+
+
+def _prefetch_ahead(layout: Any, row: int, start: int) -> None:
+    """Ask for the packed weights ``_AHEAD`` bytes behind a strip; rows follow each other in memory.
+
+    Wider ones are read in a pattern that the processor foresees by itself; asking costs them 20 %.
+    """
+    raise NotImplementedError
+
+
+@overload(_prefetch_ahead)
+def _choose_prefetch_ahead(layout: Any, row: Any, start: Any) -> Any:
+    if layout.value_bytes > 0:
+
+        def leave(layout: Any, row: Any, start: Any) -> Any:
+            pass
+
+        return leave
+
+    def ask(layout: Any, row: Any, start: Any) -> Any:
+        place = row + row_bytes(layout, start) + _AHEAD
+        for line in range(0, row_bytes(layout, _STRIP), 64):
+            prefetch(place + line)
+
+    return ask
 
 
 @inlined
 def _dot_1(layout: Any, row: int, n_in: int, x: int) -> float:
     """One weight row times one vector; four sums at once, for the latency."""
     a = b = c = d = splat(_ZERO)
-    whole = n_in // 64 * 64
-    for start in range(0, whole, 64):
-        a = fma(load(layout, row, 0, start), load_f32(x + start * 4), a)
-        b = fma(load(layout, row, 0, start + 16), load_f32(x + start * 4 + 64), b)
-        c = fma(load(layout, row, 0, start + 32), load_f32(x + start * 4 + 128), c)
-        d = fma(load(layout, row, 0, start + 48), load_f32(x + start * 4 + 192), d)
+    whole = n_in // _STRIP * _STRIP
+    for start in range(0, whole, _STRIP):
+        _prefetch_ahead(layout, row, start)
+        y = x + start * 4
+        a = add_products(layout, row, start, y, a)
+        b = add_products(layout, row, start + 32, y + 128, b)
+        c = add_products(layout, row, start + 64, y + 256, c)
+        d = add_products(layout, row, start + 96, y + 384, d)
     for start in range(whole, n_in, LANES):
         a = fma(load_values(layout, row, 0, start, n_in), load_values(F32, x, 0, start, n_in), a)
     return sum_lanes((a + b) + (c + d))

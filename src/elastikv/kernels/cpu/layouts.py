@@ -19,7 +19,7 @@ from numba.extending import NativeValue, models, overload, register_model, unbox
 from elastikv.kernels.cpu import vector
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.vector import LANES, Vector, load_half
-from elastikv.kernels.cpu.vector_math import splat
+from elastikv.kernels.cpu.vector_math import fma, splat
 
 BLOCK = 32
 """Values that share a scale in q8_0."""
@@ -28,19 +28,20 @@ BLOCK = 32
 class LayoutType(types.Type):
     """numba's type of a layout tag: one type per layout, so that kernels specialise on it."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, value_bytes: int) -> None:
         self.label = label
+        self.value_bytes = value_bytes
         super().__init__(name=f"layout({label})")
 
 
 class Layout:
-    """A layout tag, as Python passes it to a kernel."""
+    """A layout tag, as Python passes it to a kernel. ``value_bytes`` is 0 where values share their bytes with scales."""
 
     def __init__(self, label: str, value_bytes: int, has_scales: bool = False) -> None:
         self.label = label
         self.value_bytes = value_bytes
         self.has_scales = has_scales
-        self._numba_type_ = LayoutType(label)
+        self._numba_type_ = LayoutType(label, value_bytes)
 
     def __repr__(self) -> str:
         return f"Layout({self.label})"
@@ -89,6 +90,14 @@ def load_part(layout: Any, row: int, scales: int, start: int, count: int) -> Vec
     raise NotImplementedError
 
 
+def add_products(layout: Any, row: int, start: int, x: int, sums: Vector) -> Vector:
+    """``sums`` plus values ``start .. start + 31`` of a row times the 32 float32 at ``x``; start is a multiple of 32.
+
+    Not for layouts whose scales lie apart.
+    """
+    raise NotImplementedError
+
+
 def store(layout: Any, row: int, start: int, values: Vector) -> None:
     """Narrow float32 values and write them at ``start .. start + 15`` of a row. Not for layouts with scales."""
     raise NotImplementedError
@@ -115,7 +124,9 @@ _PLAIN_STORES = {
 
 @overload(row_bytes, inline="always")
 def _row_bytes(layout: Any, width: Any) -> Any:
-    size = {"q8_0": 1}.get(layout.label) or _PLAIN[layout.label][2]
+    size = layout.value_bytes
+    if size == 0:
+        return None
 
     def implementation(layout: Any, width: Any) -> Any:
         return width * size
@@ -153,6 +164,21 @@ def _load(layout: Any, row: Any, scales: Any, start: Any) -> Any:
 
     def plain(layout: Any, row: Any, scales: Any, start: Any) -> Any:
         return load_plain(row + start * size)
+
+    return plain
+
+
+@overload(add_products)
+def _add_products(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
+    if layout.label not in _PLAIN:
+        return None
+    load_plain, _, size = _PLAIN[layout.label]
+    load_f32 = vector.load_f32
+
+    def plain(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
+        place = row + start * size
+        sums = fma(load_plain(place), load_f32(x), sums)
+        return fma(load_plain(place + LANES * size), load_f32(x + LANES * 4), sums)
 
     return plain
 

@@ -55,13 +55,13 @@ class LinearKernel:
         self._tile = torch.empty(0, dtype=torch.uint8)
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-        n = len(x)
+        n, n_in = x.shape  # len() of a tensor costs as much as a small kernel
         bf16 = self._bf16 and n > 1 and (isinstance(weight, PackedTensor) or weight.dtype == torch.bfloat16)
         few = _FEW_ROWS_BF16 if bf16 and isinstance(weight, torch.Tensor) else _FEW_ROWS
-        if n <= few and not (bf16 and x.shape[1] % 32):
+        if n <= few and not (bf16 and n_in % 32):
             self._few_rows(x, weight, bias, bf16, out)
             return out
-        step = max(INPUT_VALUES // x.shape[1], 1)
+        step = max(INPUT_VALUES // n_in, 1)
         for start in range(0, n, step):
             rows = slice(start, start + step)
             self._multiply_tiles(x[rows].to(torch.bfloat16) if bf16 else x[rows], weight, out[rows])
@@ -71,16 +71,17 @@ class LinearKernel:
         self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, bf16: bool, out: torch.Tensor
     ) -> None:
         data, layout = _data(weight)
+        n = x.shape[0]
         n_out, n_in = weight.shape
         matrix = (layout, data.data_ptr(), data.stride(0) * data.element_size(), n_out, n_in)
         bias_address, stride = 0 if bias is None else bias.data_ptr(), out.stride(0) * 4
         if bf16:
             x = x.to(torch.bfloat16, memory_format=torch.contiguous_format)
-            gemv_bf16.multiply(*matrix, x.data_ptr(), len(x), bias_address, out.data_ptr(), stride)
-        elif len(x) == 1 and self._int8 and layout is Q4_0_BLOCKS and n_in % 64 == 0:
+            gemv_bf16.multiply(*matrix, x.data_ptr(), n, bias_address, out.data_ptr(), stride)
+        elif n == 1 and self._int8 and layout is Q4_0_BLOCKS and n_in % 64 == 0:
             gemv_int8.multiply(*matrix, x.data_ptr(), bias_address, out.data_ptr())
         else:
-            gemv.multiply(*matrix, x.data_ptr(), x.stride(0) * 4, len(x), bias_address, out.data_ptr(), stride)
+            gemv.multiply(*matrix, x.data_ptr(), x.stride(0) * 4, n, bias_address, out.data_ptr(), stride)
 
     def _multiply_tiles(self, x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
         n_out, n_in = weight.shape
