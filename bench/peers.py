@@ -15,22 +15,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from shapes import SHAPES, write_gguf, write_model
 
-# What each side calls a precision: (elastikv dtype, elastikv quantize, GGUF type, transformers takes part)
+# A precision: type of the folder's weights, type of the GGUF's, what elastikv reads, whether transformers takes part.
 PRECISIONS: dict[str, tuple[str, str, str, bool]] = {
-    "f32": ("f32", "none", "f32", True),
-    "bf16": ("bf16", "none", "f16", False),
-    "q8_0": ("bf16", "q8_0", "q8_0", False),
-    "q4_0": ("bf16", "q4_0", "q4_0", False),
+    "f32": ("float32", "f32", "folder", True),
+    "bf16": ("bfloat16", "f16", "folder", False),
+    "q8_0": ("bfloat16", "q8_0", "gguf", False),
+    "q4_0": ("bfloat16", "q4_0", "gguf", False),
 }
 MARGIN = 1024
-SOURCE_DTYPE = {"f32": "float32"}
 
 
 def tokens(n_tokens: int, salt: int) -> list[int]:
@@ -42,50 +43,47 @@ def tokens(n_tokens: int, salt: int) -> list[int]:
 
 
 class ElastikvSide:
-    def __init__(self, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+    def __init__(self, model: Path, threads: int, n_ctx: int, n_parallel: int) -> None:
         from elastikv import LLM
 
-        dtype, quantize, _, _ = PRECISIONS[precision]
-        self.llm = LLM(model, n_ctx=n_ctx, dtype=dtype, quantize=quantize, n_threads=threads, kv_budget="none")
+        self.llm = LLM(model, n_ctx=n_ctx, n_threads=threads, kv_budget="none")
 
-    def prefill(self, n: int, salt: int) -> float:
-        import time
-
+    def prefill(self, n: int, salt: int, seq_id: int = 0) -> float:
         from elastikv.batch import Batch, SeqTokens
 
-        self.llm.memory.clear()
+        self.llm.memory.seq_rm(seq_id)
         ids, step = tokens(n, salt), self.llm.n_batch
         started = time.perf_counter()
         for i in range(0, n, step):
-            self.llm.engine.decode(Batch([SeqTokens(0, ids[i : i + step])]))
+            self.llm.engine.decode(Batch([SeqTokens(seq_id, ids[i : i + step])]))
         return time.perf_counter() - started
 
-    def decode(self, n: int, depth: int, salt: int) -> float:
-        import time
-
+    def decode(self, n: int, depth: int, salt: int, count: int = 1) -> float:
         from elastikv.batch import Batch, SeqTokens
 
-        self._fill(depth, salt)
-        token, started = 11, time.perf_counter()
+        for seq_id in range(count):
+            self._fill(depth, salt + seq_id, seq_id)
+        next_tokens, started = [11] * count, time.perf_counter()
         for _ in range(n):
-            token = int(self.llm.engine.decode(Batch([SeqTokens(0, [token])]))[-1].argmax())
+            batch = Batch([SeqTokens(seq_id, [token]) for seq_id, token in enumerate(next_tokens)])
+            next_tokens = self.llm.engine.decode(batch).argmax(1).tolist()
         return time.perf_counter() - started
 
-    def _fill(self, depth: int, salt: int) -> None:
+    def _fill(self, depth: int, salt: int, seq_id: int) -> None:
         memory = self.llm.memory
-        if memory.seq_pos_max(0) + 1 < depth or not memory.seq_rm(0, depth):
-            self.prefill(depth, salt)
-            memory.checkpoint(0)
+        if memory.seq_pos_max(seq_id) + 1 < depth or not memory.seq_rm(seq_id, depth):
+            self.prefill(depth, salt, seq_id)
+            memory.checkpoint(seq_id)
 
 
 class LlamaCppSide:
-    def __init__(self, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+    def __init__(self, model: Path, threads: int, n_ctx: int, n_parallel: int) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
-        params.n_ctx = n_ctx
-        params.n_parallel = 1
+        params.n_ctx = n_ctx * n_parallel  # which its slots share out
+        params.n_parallel = n_parallel
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
         params.n_gpu_layers = 0
@@ -94,10 +92,10 @@ class LlamaCppSide:
         params.verbosity = 0
         self.server = xllamacpp.Server(params)
 
-    def _complete(self, prompt: list[int], n_predict: int) -> dict[str, Any]:
+    def _complete(self, prompt: list[int], n_predict: int, slot: int = 0) -> dict[str, Any]:
         answer = self.server.handle_completions(
             {"prompt": prompt, "n_predict": n_predict, "max_tokens": n_predict, "temperature": 0.0,
-             "ignore_eos": True, "cache_prompt": True, "timings_per_token": False}
+             "ignore_eos": True, "cache_prompt": True, "timings_per_token": False, "id_slot": slot}
         )  # fmt: skip
         answer = json.loads(answer) if isinstance(answer, str) else answer
         if "timings" not in answer:
@@ -108,14 +106,20 @@ class LlamaCppSide:
         timings = self._complete(tokens(n, salt), 1)
         return n * timings["prompt_ms"] / timings["prompt_n"] / 1e3
 
-    def decode(self, n: int, depth: int, salt: int) -> float:
-        timings = self._complete(tokens(depth, salt), n + 1)
-        # The first token belongs to the prompt: n + 1 tokens are n steps.
-        return n * timings["predicted_ms"] / (timings["predicted_n"] - 1) / 1e3
+    def decode(self, n: int, depth: int, salt: int, count: int = 1) -> float:
+        """Of ``count`` slots the slowest counts; they start together, because their prompts are in their caches."""
+        prompts = [tokens(depth, salt + slot) for slot in range(count)]
+        if count > 1:
+            for slot, prompt in enumerate(prompts):
+                self._complete(prompt, 1, slot)
+        with ThreadPoolExecutor(count) as pool:
+            # The first token belongs to the prompt: n + 1 tokens are n steps.
+            timings = list(pool.map(lambda slot: self._complete(prompts[slot], n + 1, slot), range(count)))
+        return max(n * each["predicted_ms"] / (each["predicted_n"] - 1) / 1e3 for each in timings)
 
 
 class TransformersSide:
-    def __init__(self, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+    def __init__(self, model: Path, threads: int, n_ctx: int, n_parallel: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -131,16 +135,12 @@ class TransformersSide:
         return int(out.logits[0, -1].argmax())
 
     def prefill(self, n: int, salt: int) -> float:
-        import time
-
         self.cache = None
         started = time.perf_counter()
         self._step(tokens(n, salt))
         return time.perf_counter() - started
 
     def decode(self, n: int, depth: int, salt: int) -> float:
-        import time
-
         held = self.cache.get_seq_length() if self.cache is not None else -1
         if held != depth:
             self.prefill(depth, salt)
@@ -163,9 +163,9 @@ SIDES: dict[str, Callable[..., Any]] = {
 # --- one process per side ---
 
 
-def serve_side(name: str, model: str, precision: str, threads: int, n_ctx: int) -> None:
+def serve_side(name: str, model: str, threads: int, n_ctx: int, n_parallel: int) -> None:
     """Obey one JSON order a line: {"op": "prefill" | "decode", ...} -> {"seconds": ...}."""
-    side = SIDES[name](Path(model), precision, threads, n_ctx)
+    side = SIDES[name](Path(model), threads, n_ctx, n_parallel)
     side.prefill(min(600, n_ctx - MARGIN), 0)  # compiles, pages in, allocates
     side.decode(2, 32, 0)
     print(json.dumps({"ready": True}), flush=True)
@@ -182,9 +182,10 @@ def _resident_bytes() -> int:
 
 
 class Worker:
-    def __init__(self, name: str, model: Path, precision: str, threads: int, n_ctx: int) -> None:
+    def __init__(self, name: str, model: Path, *numbers: int) -> None:
+        """numbers: threads, n_ctx of a sequence, sequences."""
         self.name = name
-        command = [sys.executable, __file__, "--side", name, str(model), precision, str(threads), str(n_ctx)]
+        command = [sys.executable, __file__, "--side", name, str(model), *map(str, numbers)]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
@@ -214,36 +215,67 @@ class Worker:
 # --- the run ---
 
 
-def measure(args: argparse.Namespace, precision: str) -> dict[str, dict[str, list[float]]]:
-    """rates[test][side] = tokens per second, one a round; sides alternate within a round."""
-    _, _, gguf_type, with_transformers = PRECISIONS[precision]
-    folder = write_model(args.shape, args.models, SOURCE_DTYPE.get(precision, "bfloat16"))
-    paths = {"elastikv": folder, "llama.cpp": write_gguf(folder, gguf_type), "transformers": folder}
-    names = [name for name in args.sides if name != "transformers" or with_transformers]
-    n_ctx = max([*args.depths, *args.prompts]) + MARGIN
-    workers = [Worker(name, paths[name], precision, args.threads, n_ctx) for name in names]
-    rates: dict[str, dict[str, list[float]]] = {}
+Rates = dict[str, dict[str, list[float]]]
+"""Tokens per second by test and side, one a round."""
+
+
+def start_sides(args: argparse.Namespace, precision: str, n_ctx: int, n_parallel: int) -> list[Worker]:
+    dtype, gguf_type, reads, with_transformers = PRECISIONS[precision]
+    folder = write_model(args.shape, args.models, dtype)
+    gguf = write_gguf(folder, gguf_type)
+    paths = {"elastikv": gguf if reads == "gguf" else folder, "llama.cpp": gguf, "transformers": folder}
+    names = [name for name in args.sides if name != "transformers" or (with_transformers and n_parallel == 1)]
+    return [Worker(name, paths[name], args.threads, n_ctx, n_parallel) for name in names]
+
+
+def measure(args: argparse.Namespace, precision: str) -> Rates:
+    """One sequence; sides alternate within a round."""
+    workers = start_sides(args, precision, max([*args.depths, *args.prompts]) + MARGIN, 1)
+    rates: Rates = {}
     try:
         for n in args.prompts:
-            for round_ in range(max(1, args.rounds if n <= 1024 else 1)):
+            for round_ in range(args.rounds if n <= 1024 else 1):
                 for worker in workers:
-                    seconds = worker.ask(op="prefill", n=n, salt=round_ + 1)["seconds"]
-                    rates.setdefault(f"prefill {n}", {}).setdefault(worker.name, []).append(n / seconds)
+                    answer = worker.ask(op="prefill", n=n, salt=round_ + 1)
+                    note(rates, precision, f"prefill {n}", worker, n, answer)
         for depth in args.depths:
             n = args.gen if depth < 8192 else max(4, args.gen // 8)
             for _ in range(args.rounds):
                 for worker in workers:
-                    answer = worker.ask(op="decode", n=n, depth=depth, salt=99)
-                    rates.setdefault(f"decode @{depth}", {}).setdefault(worker.name, []).append(n / answer["seconds"])
-                    print(f"  {precision} @{depth} {worker.name}: {n / answer['seconds']:.2f} tok/s, "
-                          f"resident {answer['resident'] / 2**20:.0f} MiB", file=sys.stderr, flush=True)  # fmt: skip
+                    # The last prompt measured may be this depth's: then it is still there and need not be computed.
+                    answer = worker.ask(op="decode", n=n, depth=depth, salt=1 if depth > 1024 else 99)
+                    note(rates, precision, f"decode @{depth}", worker, n, answer)
     finally:
         for worker in workers:
             worker.close()
     return rates
 
 
-def print_table(precision: str, rates: dict[str, dict[str, list[float]]], sides: list[str]) -> None:
+def measure_together(args: argparse.Namespace, precision: str) -> Rates:
+    """Several sequences decoding at once: tokens per second of all of them."""
+    depth = args.together_depth
+    workers = start_sides(args, precision, depth + MARGIN, max(args.together))
+    rates: Rates = {}
+    try:
+        for _ in range(args.rounds):
+            for count in args.together:
+                for worker in workers:
+                    answer = worker.ask(op="decode", n=args.gen, depth=depth, salt=99, count=count)
+                    note(rates, precision, f"{count} together @{depth}", worker, count * args.gen, answer)
+    finally:
+        for worker in workers:
+            worker.close()
+    return rates
+
+
+def note(rates: Rates, precision: str, test: str, worker: Worker, n: int, answer: dict[str, Any]) -> None:
+    rate = n / answer["seconds"]
+    rates.setdefault(test, {}).setdefault(worker.name, []).append(rate)
+    resident = f"resident {answer['resident'] / 2**20:.0f} MiB"
+    print(f"  {precision} {test} {worker.name}: {rate:.2f} tok/s, {resident}", file=sys.stderr, flush=True)
+
+
+def print_table(precision: str, rates: Rates, sides: list[str]) -> None:
     print(f"\n{precision:6} {'test':>14} " + " ".join(f"{side:>14}" for side in sides) + "   elastikv / others")
     for test, by_side in rates.items():
         medians = {side: statistics.median(values) for side, values in by_side.items()}
@@ -253,7 +285,7 @@ def print_table(precision: str, rates: dict[str, dict[str, list[float]]], sides:
         print(f"{'':6} {test:>14} {cells}   {ratios}")
 
 
-def plot(results: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:
+def plot(results: dict[str, Rates], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -283,6 +315,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=["q8_0"])
     parser.add_argument("--prompts", type=lengths, default=[512])
     parser.add_argument("--depths", type=lengths, default=[32, 512, 4096])
+    parser.add_argument("--together", type=lengths, default=[], help="sequences decoding at once, e.g. 1,8")
+    parser.add_argument("--together-depth", type=int, default=1024)
     parser.add_argument("--gen", type=int, default=32, help="tokens decoded a round (an eighth of it from 8192 on)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -295,13 +329,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     if sys.argv[1:2] == ["--side"]:
-        name, model, precision, threads, n_ctx = sys.argv[2:]
-        serve_side(name, model, precision, int(threads), int(n_ctx))
+        name, model, *numbers = sys.argv[2:]
+        serve_side(name, model, *map(int, numbers))
         return
     args = parse_args()
     results = {}
     for precision in args.precision:
-        results[precision] = measure(args, precision)
+        results[precision] = measure(args, precision) if args.depths or args.prompts else {}
+        if args.together:
+            results[precision] |= measure_together(args, precision)
         print_table(precision, results[precision], args.sides)
         if args.json:
             args.json.write_text(json.dumps(results, indent=1))

@@ -88,6 +88,19 @@ def test_after_a_restart_another_conversation_does_not_use_up_a_parked_one(rig, 
     assert run(second, [*request.token_ids, 1]).cached_tokens == 64
 
 
+@HYBRID
+def test_after_a_restart_a_conversation_whose_reply_was_rewritten_goes_on(rig, is_hybrid: bool, tmp_path: Path) -> None:
+    """Clients drop thoughts from replies. A state cannot be cut, so a hybrid's file is not even read for nothing."""
+    first = rig(park_dir=tmp_path, is_hybrid=is_hybrid)
+    request = run(first, prompt(0, 60))
+    first.close()
+    second = rig(park_dir=tmp_path, is_hybrid=is_hybrid)
+    again = run(second, [*request.token_ids[:61], 383, 5, 5])
+    assert again.cached_tokens == (0 if is_hybrid else 61)
+    assert ("restore" in second.kinds()) is not is_hybrid
+    assert len(files(tmp_path)) == is_hybrid
+
+
 def test_sessions_of_another_model_are_left_alone(rig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rig_of_one = rig(park_dir=tmp_path)
     run(rig_of_one, prompt(0, 60))

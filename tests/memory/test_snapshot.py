@@ -47,7 +47,7 @@ def test_a_restored_sequence_goes_on(layers: Any, storages: tuple[str, str], cel
     path = saved(tmp_path / "a.session", open_memory(layers, storage=storages[0], **options))
     memory = open_memory(layers, storage=storages[1], **options)
     decode(memory, {7: [3]})
-    assert load_sequence(path, memory, 7, "model-a") == list(range(100))
+    assert load_sequence(path, memory, 7, "model-a").token_ids == list(range(100))
     decode(memory, {7: [50]})
     memory.check()
     attention, recurrent = attention_of(memory), recurrent_of(memory)
@@ -64,7 +64,7 @@ def test_the_header_is_read_alone(tmp_path: Path) -> None:
 
 def test_the_file_is_a_safetensors_file(tmp_path: Path) -> None:
     with safe_open(saved(tmp_path / "a.session"), framework="pt") as file:
-        assert file.metadata()["format"] == "elastikv-session"
+        assert file.metadata()["format"] == "elastikv-session 1"
         assert file.get_tensor("attention.1.v").shape == (100, 1, 40)
         assert (file.get_tensor("recurrent.1.0") == sum(range(100))).all()
 
@@ -106,7 +106,7 @@ def test_the_last_file_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypa
         saved(path, n_tokens=50)
     monkeypatch.undo()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.session"]
-    assert len(load_sequence(path, open_memory(), 0, "model-a")) == 100
+    assert len(load_sequence(path, open_memory(), 0, "model-a").token_ids) == 100
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, 3000, -1])

@@ -45,16 +45,18 @@ class Archive:
         if session.state == "parked":
             raise InvalidRequest(f"session {session_id} is parked; it is in a file already ({session.path})")
         n_held = self._memory.seq_pos_max(session.seq_id) + 1
-        save_sequence(Path(path), self._memory, session.seq_id, session.token_ids[:n_held], self._fingerprint)
+        token_ids, n_prompt = session.token_ids[:n_held], min(session.n_prompt, n_held)
+        save_sequence(Path(path), self._memory, session.seq_id, token_ids, self._fingerprint, n_prompt)
         return n_held
 
     def restore(self, path: str | Path) -> int:
         """A new idle session from a file; returns its number. Raises SnapshotError, OSError, CacheFull."""
         session = self._sessions.new()
-        session.token_ids = self._room.make_room_for(
+        header = self._room.make_room_for(
             lambda: load_sequence(Path(path), self._memory, session.seq_id, self._fingerprint)
         )
-        session.state, session.last_used, session.n_prompt = "idle", self._clock(), len(session.token_ids)
+        session.token_ids, session.n_prompt = header.token_ids, header.n_prompt
+        session.state, session.last_used = "idle", self._clock()
         self._sessions.add(session)
         self._events.add("restore", session.id, n_cells=len(session.token_ids))
         return session.id

@@ -37,7 +37,7 @@ class Parking:
         """Write its cells; False, after one line in the log, if the disk does not take them. Memory stays as it is."""
         path = self._folder / f"{uuid.uuid4().hex}{_SUFFIX}"
         try:
-            save_sequence(path, self._memory, session.seq_id, session.token_ids, self._fingerprint)
+            save_sequence(path, self._memory, session.seq_id, session.token_ids, self._fingerprint, session.n_prompt)
         except OSError as error:
             log.warning("session %d could not be parked in %s: %s", session.id, self._folder, error)
             return False
@@ -83,5 +83,5 @@ class Parking:
             return
         session = self._sessions.new()
         session.state, session.path, session.token_ids = "parked", path, list(header.token_ids)
-        session.n_prompt, session.last_used = len(header.token_ids), now
+        session.n_prompt, session.last_used = header.n_prompt, now
         self._sessions.add(session)

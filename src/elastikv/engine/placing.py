@@ -41,9 +41,9 @@ class Placing:
     def place(self, request: Request) -> int:
         """Put the request on a session; returns how many of its tokens need not be computed."""
         n_cached = 0
-        reuse = best_reuse(request.token_ids, self._sessions, self._memory) if self._reuses else None
-        if reuse is not None:
-            n_cached = self._take_over(request, reuse)
+        if self._reuses:
+            reuse = best_reuse(request.token_ids, self._sessions, self._memory, cuts_anywhere=self._cuts_anywhere)
+            n_cached = self._take_over(request, reuse) if reuse else 0
         session = request.session
         session.state, session.token_ids = "running", request.token_ids
         session.n_prompt, session.has_spare = request.n_prompt, True

@@ -2,8 +2,9 @@
 
 A packed matrix is uint8 ``[n_out, row_bytes]``; a row is a sequence of blocks along ``n_in``, laid out as
 in a GGUF file (q8_0: 32 values as a 16-bit scale and 32 int8; q4_0: a 16-bit scale and 16 bytes of nibbles).
-The arithmetic is the `gguf` package's; here it is applied to a few rows at a time, so that a
-conversion needs the input, the output and one tile, never an f32 copy of the whole matrix.
+Unpacking is the `gguf` package's; packing gives the same bits, in torch because it then runs on all cores. Both
+are applied to a few rows at a time, so that a conversion needs the input, the output and one tile, never an
+f32 copy of the whole matrix.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def pack(weight: torch.Tensor, kind: str) -> torch.Tensor:
     n_out, n_in = weight.shape
     packed = torch.empty((n_out, row_bytes(_target(kind), n_in)), dtype=torch.uint8)
     for rows in row_tiles(n_out, n_in):
-        packed[rows] = torch.from_numpy(_quantize(weight[rows].float().numpy(), kind))
+        packed[rows] = _quantize(weight[rows].float(), kind)
     return packed
 
 
@@ -73,7 +74,7 @@ def repack(blocks: torch.Tensor, kind: str, target: str) -> torch.Tensor:
     n_out, n_in = blocks.shape[0], row_values(kind, blocks.shape[1])
     packed = torch.empty((n_out, row_bytes(_target(target), n_in)), dtype=torch.uint8)
     for rows in row_tiles(n_out, n_in):
-        packed[rows] = torch.from_numpy(_quantize(_dequantize(blocks[rows].numpy(), kind), target))
+        packed[rows] = _quantize(torch.from_numpy(_dequantize(blocks[rows].numpy(), kind)), target)
     return packed
 
 
@@ -106,8 +107,33 @@ def _ggml_type(kind: str) -> GGMLQuantizationType:
         raise UnsupportedModel(f"unknown tensor type {kind!r}") from None
 
 
-def _quantize(rows: np.ndarray, kind: str) -> np.ndarray:
-    return gguf_quants.quantize(rows, _ggml_type(kind))
+def _quantize(rows: torch.Tensor, kind: str) -> torch.Tensor:
+    """f32 rows to packed ones, with the bits that ggml's reference gives them."""
+    blocks = rows.reshape(-1, block_sizes(kind)[0])
+    scale, values = _PACKERS[kind](blocks)
+    return torch.cat([scale.half().view(torch.uint8), values], dim=1).view(len(rows), -1)
+
+
+def _pack_q8_0(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales ``[n, 1]`` and int8 ``[n, 32]`` as bytes; halves are rounded away from zero."""
+    scale = blocks.abs().amax(1, keepdim=True) / 127
+    scaled = blocks * torch.where(scale == 0, 0.0, 1 / scale)
+    size = scaled.abs()
+    whole = size.floor()
+    whole += size - whole >= 0.5
+    return scale, (whole * scaled.sign()).to(torch.int8).view(torch.uint8)
+
+
+def _pack_q4_0(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales ``[n, 1]`` and nibbles ``[n, 16]``; the value of largest size becomes -8."""
+    largest = blocks.gather(1, blocks.abs().argmax(1, keepdim=True))
+    scale = largest / -8
+    scaled = blocks * torch.where(scale == 0, 0.0, 1 / scale)
+    nibbles = (scaled + 8.5).to(torch.uint8).clamp_(max=15)
+    return scale, nibbles[:, :16] | nibbles[:, 16:] << 4
+
+
+_PACKERS = {"q8_0": _pack_q8_0, "q4_0": _pack_q4_0}
 
 
 def _dequantize(rows: np.ndarray, kind: str) -> np.ndarray:

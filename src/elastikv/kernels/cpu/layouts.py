@@ -35,7 +35,7 @@ class LayoutType(types.Type):
 
 
 class Layout:
-    """A layout tag, as Python passes it to a kernel. ``value_bytes`` is 0 where values share their bytes with scales."""
+    """A layout tag, as Python passes it to a kernel. ``value_bytes``: 0 where scales lie between the values."""
 
     def __init__(self, label: str, value_bytes: int, has_scales: bool = False) -> None:
         self.label = label

@@ -19,8 +19,8 @@ SCRATCH_BYTES = 4 * TILE_VALUES + 2 * INPUT_VALUES
 """Most that one product holds: a tile, and either nothing else (float32) or results and inputs in bf16."""
 
 _FEW_ROWS = 8
-_FEW_ROWS_BF16 = 4
-"""Rows of x up to which reading the weights once beats matrix products; the second, for bf16 weights and products."""
+_FEW_ROWS_BF16 = 16
+"""Rows of x up to which reading the weights once beats matrix products; the second, for products in bf16."""
 
 
 def has_fast_bf16() -> bool:
@@ -57,8 +57,7 @@ class LinearKernel:
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
         n, n_in = x.shape  # len() of a tensor costs as much as a small kernel
         bf16 = self._bf16 and n > 1 and (isinstance(weight, PackedTensor) or weight.dtype == torch.bfloat16)
-        few = _FEW_ROWS_BF16 if bf16 and isinstance(weight, torch.Tensor) else _FEW_ROWS
-        if n <= few and not (bf16 and n_in % 32):
+        if n <= (_FEW_ROWS_BF16 if bf16 else _FEW_ROWS) and not (bf16 and n_in % 32):
             self._few_rows(x, weight, bias, bf16, out)
             return out
         step = max(INPUT_VALUES // n_in, 1)
