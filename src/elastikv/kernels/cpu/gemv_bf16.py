@@ -1,7 +1,8 @@
 """Products of a weight matrix with a few vectors, both rounded to bfloat16, sums in float32.
 
 Where weights are read for several vectors at once, float32 arithmetic is no longer hidden behind the reading;
-these instructions do twice as much of it. Every weight row is read once, by one thread, two rows at a time.
+these instructions do twice as much of it. Weight rows go two at a time, by one thread, past four or eight vectors:
+both rows share what is read of these, and unpacking a row is paid once for eight vectors.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
+from elastikv.kernels.cpu.gemv import AHEAD
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import BF16
-from elastikv.kernels.cpu.vector import load_float, store_float
+from elastikv.kernels.cpu.layouts import BF16, row_bytes
+from elastikv.kernels.cpu.vector import load_float, prefetch, store_float
 from elastikv.kernels.cpu.vector_math import splat, store_sums
 from elastikv.kernels.cpu.x86 import dot_pairs, load_pairs
 
@@ -28,6 +30,8 @@ def _dot_2x4(layout: Any, row: int, next_row: int, n_in: int, x: int, last: int,
     x1, x2, x3 = x + min(1, last) * stride, x + min(2, last) * stride, x + min(3, last) * stride
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(_ZERO)
     for start in range(0, n_in, 32):
+        prefetch(row + row_bytes(layout, start) + AHEAD)
+        prefetch(next_row + row_bytes(layout, start) + AHEAD)
         a, b = load_pairs(layout, row, start), load_pairs(layout, next_row, start)
         y = load_pairs(BF16, x, start)
         a0, b0 = dot_pairs(a, y, a0), dot_pairs(b, y, b0)
@@ -39,6 +43,41 @@ def _dot_2x4(layout: Any, row: int, next_row: int, n_in: int, x: int, last: int,
         a3, b3 = dot_pairs(a, y, a3), dot_pairs(b, y, b3)
     store_sums(out, a0, a1, a2, a3)
     store_sums(out + 16, b0, b1, b2, b3)
+
+
+@inlined
+def _dot_2x8(layout: Any, row: int, next_row: int, n_in: int, x: int, last: int, out: int) -> None:
+    """The same with eight vectors; writes eight float32 per weight row."""
+    stride = n_in * 2
+    x1, x2, x3 = x + min(1, last) * stride, x + min(2, last) * stride, x + min(3, last) * stride
+    x4, x5, x6 = x + min(4, last) * stride, x + min(5, last) * stride, x + min(6, last) * stride
+    x7 = x + min(7, last) * stride
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = splat(_ZERO)
+    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = splat(_ZERO)
+    for start in range(0, n_in, 32):
+        prefetch(row + row_bytes(layout, start) + AHEAD)
+        prefetch(next_row + row_bytes(layout, start) + AHEAD)
+        a, b = load_pairs(layout, row, start), load_pairs(layout, next_row, start)
+        y = load_pairs(BF16, x, start)
+        a0, b0 = dot_pairs(a, y, a0), dot_pairs(b, y, b0)
+        y = load_pairs(BF16, x1, start)
+        a1, b1 = dot_pairs(a, y, a1), dot_pairs(b, y, b1)
+        y = load_pairs(BF16, x2, start)
+        a2, b2 = dot_pairs(a, y, a2), dot_pairs(b, y, b2)
+        y = load_pairs(BF16, x3, start)
+        a3, b3 = dot_pairs(a, y, a3), dot_pairs(b, y, b3)
+        y = load_pairs(BF16, x4, start)
+        a4, b4 = dot_pairs(a, y, a4), dot_pairs(b, y, b4)
+        y = load_pairs(BF16, x5, start)
+        a5, b5 = dot_pairs(a, y, a5), dot_pairs(b, y, b5)
+        y = load_pairs(BF16, x6, start)
+        a6, b6 = dot_pairs(a, y, a6), dot_pairs(b, y, b6)
+        y = load_pairs(BF16, x7, start)
+        a7, b7 = dot_pairs(a, y, a7), dot_pairs(b, y, b7)
+    store_sums(out, a0, a1, a2, a3)
+    store_sums(out + 16, a4, a5, a6, a7)
+    store_sums(out + 32, b0, b1, b2, b3)
+    store_sums(out + 48, b4, b5, b6, b7)
 
 
 @kernel
@@ -59,15 +98,21 @@ def multiply(
     Otherwise as ``gemv.multiply``.
     """
     for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
-        sums = np.empty(8, dtype=np.float32)
+        sums = np.empty(16, dtype=np.float32)
+        place = sums.ctypes.data
         for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out), 2):
             row = weight + index * weight_stride
             n_rows = min(n_out - index, 2)
-            for first in range(0, n, 4):
-                count, group = min(n - first, 4), x + first * n_in * 2
-                _dot_2x4(layout, row, row + (n_rows - 1) * weight_stride, n_in, group, count - 1, sums.ctypes.data)
+            next_row = row + (n_rows - 1) * weight_stride
+            for first in range(0, n, 8):
+                count, vectors = min(n - first, 8), x + first * n_in * 2
+                wide = 4 if count <= 4 else 8
+                if wide == 4:
+                    _dot_2x4(layout, row, next_row, n_in, vectors, count - 1, place)
+                else:
+                    _dot_2x8(layout, row, next_row, n_in, vectors, count - 1, place)
                 for which in range(n_rows):
-                    place = out + first * out_stride + (index + which) * 4
+                    target = out + first * out_stride + (index + which) * 4
                     add = load_float(bias + (index + which) * 4) if bias != 0 else _ZERO
                     for member in range(count):
-                        store_float(place + member * out_stride, sums[which * 4 + member] + add)
+                        store_float(target + member * out_stride, sums[which * wide + member] + add)

@@ -16,6 +16,7 @@ from numba import prange
 from numba.extending import overload
 
 from elastikv.kernels.cpu.blocks import Q8_0_BLOCKS
+from elastikv.kernels.cpu.gemv import AHEAD
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import BLOCK
 from elastikv.kernels.cpu.vector import load_f32, load_float, prefetch, store_float, store_i8
@@ -79,8 +80,8 @@ def multiply(layout: Any, weight: int, weight_stride: int, n_out: int, n_in: int
             a = b = splat(_ZERO)
             for pair in range(0, n_pairs - 1, 2):
                 blocks, offset = row + pair * pair_bytes, pair * _VECTOR_BYTES
-                prefetch(blocks + 1024)
-                prefetch(blocks + 1088)
+                prefetch(blocks + AHEAD)
+                prefetch(blocks + AHEAD + 64)
                 a = a + dot_blocks(layout, blocks, rounded + offset, x_start + offset, x_scales + offset)
                 offset += _VECTOR_BYTES
                 b = b + dot_blocks(layout, blocks + pair_bytes, rounded + offset, x_start + offset, x_scales + offset)
