@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import F32, add_products, load_values, row_bytes, store_values
-from elastikv.kernels.cpu.vector import LANES, load_float, prefetch, store_float
+from elastikv.kernels.cpu.vector import LANES, load_float, prefetch_once, store_float
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums, sum_lanes
 
 _ZERO = np.float32(0)
@@ -45,7 +45,7 @@ def _choose_prefetch_ahead(layout: Any, row: Any, start: Any) -> Any:
     def ask(layout: Any, row: Any, start: Any) -> Any:
         place = row + row_bytes(layout, start) + AHEAD
         for line in range(0, row_bytes(layout, _STRIP), 64):
-            prefetch(place + line)
+            prefetch_once(place + line)
 
     return ask
 

@@ -15,7 +15,7 @@ from numba import prange
 from elastikv.kernels.cpu.gemv import AHEAD
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import BF16, row_bytes
-from elastikv.kernels.cpu.vector import load_float, prefetch, store_float
+from elastikv.kernels.cpu.vector import load_float, prefetch_once, store_float
 from elastikv.kernels.cpu.vector_math import splat, store_sums
 from elastikv.kernels.cpu.x86 import dot_pairs, load_pairs
 
@@ -30,8 +30,8 @@ def _dot_2x4(layout: Any, row: int, next_row: int, n_in: int, x: int, last: int,
     x1, x2, x3 = x + min(1, last) * stride, x + min(2, last) * stride, x + min(3, last) * stride
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(_ZERO)
     for start in range(0, n_in, 32):
-        prefetch(row + row_bytes(layout, start) + AHEAD)
-        prefetch(next_row + row_bytes(layout, start) + AHEAD)
+        prefetch_once(row + row_bytes(layout, start) + AHEAD)
+        prefetch_once(next_row + row_bytes(layout, start) + AHEAD)
         a, b = load_pairs(layout, row, start), load_pairs(layout, next_row, start)
         y = load_pairs(BF16, x, start)
         a0, b0 = dot_pairs(a, y, a0), dot_pairs(b, y, b0)
@@ -55,8 +55,8 @@ def _dot_2x8(layout: Any, row: int, next_row: int, n_in: int, x: int, last: int,
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = splat(_ZERO)
     b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = splat(_ZERO)
     for start in range(0, n_in, 32):
-        prefetch(row + row_bytes(layout, start) + AHEAD)
-        prefetch(next_row + row_bytes(layout, start) + AHEAD)
+        prefetch_once(row + row_bytes(layout, start) + AHEAD)
+        prefetch_once(next_row + row_bytes(layout, start) + AHEAD)
         a, b = load_pairs(layout, row, start), load_pairs(layout, next_row, start)
         y = load_pairs(BF16, x, start)
         a0, b0 = dot_pairs(a, y, a0), dot_pairs(b, y, b0)

@@ -19,7 +19,7 @@ from elastikv.kernels.cpu.blocks import Q8_0_BLOCKS
 from elastikv.kernels.cpu.gemv import AHEAD
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import BLOCK
-from elastikv.kernels.cpu.vector import load_f32, load_float, prefetch, store_float, store_i8
+from elastikv.kernels.cpu.vector import load_f32, load_float, prefetch_once, store_float, store_i8
 from elastikv.kernels.cpu.vector_math import absolute, max_lanes, maximum, round_even, splat, sum_lanes
 from elastikv.kernels.cpu.x86 import dot_blocks
 
@@ -80,8 +80,8 @@ def multiply(layout: Any, weight: int, weight_stride: int, n_out: int, n_in: int
             a = b = splat(_ZERO)
             for pair in range(0, n_pairs - 1, 2):
                 blocks, offset = row + pair * pair_bytes, pair * _VECTOR_BYTES
-                prefetch(blocks + AHEAD)
-                prefetch(blocks + AHEAD + 64)
+                prefetch_once(blocks + AHEAD)
+                prefetch_once(blocks + AHEAD + 64)
                 a = a + dot_blocks(layout, blocks, rounded + offset, x_start + offset, x_scales + offset)
                 offset += _VECTOR_BYTES
                 b = b + dot_blocks(layout, blocks + pair_bytes, rounded + offset, x_start + offset, x_scales + offset)

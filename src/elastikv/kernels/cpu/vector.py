@@ -185,16 +185,23 @@ store_bf16, store_bf16_part = _storer("i16", _narrow_bf16)
 store_i8, store_i8_part = _storer("i8", _narrow_i8)
 
 
-@intrinsic
-def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the cache line at ``address``, which need not be valid."""
+def _prefetcher(locality: int) -> Any:
+    def prefetch(typing: Any, address: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            arguments = [pointer(builder, args[0]), I32(0), I32(locality), I32(1)]  # to read; data
+            call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+            return context.get_dummy_value()
 
-    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        read, keep, data = I32(0), I32(3), I32(1)
-        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer(builder, args[0]), read, keep, data])
-        return context.get_dummy_value()
+        return types.void(types.intp), emit
 
-    return types.void(types.intp), emit
+    return intrinsic(prefetch)
+
+
+prefetch = _prefetcher(3)
+"""``prefetch(address)``: ask for the cache line at an address, which need not be valid."""
+
+prefetch_once = _prefetcher(0)
+"""The same for a line that is read once: it goes past the outer caches, and displaces nothing there."""
 
 
 @intrinsic
