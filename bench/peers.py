@@ -149,7 +149,7 @@ class TransformersSide:
             token = self._step([token])
         seconds = time.perf_counter() - started
         if hasattr(self.cache, "crop"):
-            self.cache.crop(depth)
+            self.cache.crop(-n)  # what was decoded is forgotten
         return seconds
 
 

@@ -169,7 +169,7 @@ _dot_q4_0 = _dot_blocks(_unsigned_q4_0, 18, ([0] * 4 + [1] * 4) * 2)
 def dot_blocks(layout: Any, blocks: int, x: int, start: int, x_scales: int) -> Vector:
     """Two neighbouring blocks of packed weights times 64 int8 values, as sixteen float32 whose sum is the product.
 
-    x, start, x_scales: as ``int8_gemv`` lays them out for this layout.
+    x, start, x_scales: as ``gemv_int8`` lays them out for this layout.
     """
     raise NotImplementedError
 
