@@ -10,8 +10,8 @@ from typing import Any
 
 from numba.extending import overload
 
-from elastikv.kernels.cpu.layouts import BLOCK, Layout, add_products, load, load_part, row_bytes
-from elastikv.kernels.cpu.vector import load_f32, load_half, load_high_nibbles, load_i8, load_low_nibbles
+from elastikv.kernels.cpu.layouts import BLOCK, Layout, load, load_part, row_bytes
+from elastikv.kernels.cpu.vector import Vector, load_f32, load_half, load_high_nibbles, load_i8, load_low_nibbles
 from elastikv.kernels.cpu.vector_math import fma, splat
 
 Q8_0_BLOCKS = Layout("q8_0 blocks", 0)
@@ -36,9 +36,16 @@ def _row_bytes(layout: Any, width: Any) -> Any:
     return of_blocks
 
 
+def add_products(layout: Any, row: int, start: int, x: int, sums: Vector) -> Vector:
+    """``sums`` plus a block's 32 values, from ``start`` on, times the 32 float32 at ``x``.
+
+    The scale is common to the block's products: it is applied to their sum.
+    """
+    raise NotImplementedError
+
+
 @overload(add_products)
 def _add_products(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
-    """The scale is common to the block's products: it is applied to their sum."""
     if layout.label == Q8_0_BLOCKS.label:
 
         def bytes_(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:

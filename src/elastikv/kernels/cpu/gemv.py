@@ -12,59 +12,70 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
+from elastikv.kernels.cpu.blocks import add_products
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import F32, add_products, load_values, row_bytes, store_values
-from elastikv.kernels.cpu.vector import LANES, load_float, prefetch_once, store_float
+from elastikv.kernels.cpu.layouts import BLOCK, F32, load, load_values, row_bytes, store_values
+from elastikv.kernels.cpu.vector import LANES, load_f32, load_float, prefetch_once, store_float
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums, sum_lanes
 
 _ZERO = np.float32(0)
 _ROWS_PER_JOB = 16
 _STRIP = 128
-"""Values of a row that one pass of the inner loop takes."""
+"""Packed values that one pass of the inner loop takes."""
 AHEAD = 4096
-"""Bytes that prefetching is ahead of reading: with less, the reading waits; measured, 1 KiB loses 8 %."""
-
-
-def _prefetch_ahead(layout: Any, row: int, start: int) -> None:
-    """Ask for the packed weights ``AHEAD`` bytes behind a strip; rows follow each other in memory.
-
-    Wider ones are read in a pattern that the processor foresees by itself; asking costs them 20 %.
-    """
-    raise NotImplementedError
-
-
-@overload(_prefetch_ahead)
-def _choose_prefetch_ahead(layout: Any, row: Any, start: Any) -> Any:
-    if layout.value_bytes > 0:
-
-        def leave(layout: Any, row: Any, start: Any) -> Any:
-            pass
-
-        return leave
-
-    def ask(layout: Any, row: Any, start: Any) -> Any:
-        place = row + row_bytes(layout, start) + AHEAD
-        for line in range(0, row_bytes(layout, _STRIP), 64):
-            prefetch_once(place + line)
-
-    return ask
+"""Bytes that prefetching is ahead of reading packed weights; rows follow each other in memory."""
 
 
 @inlined
-def _dot_1(layout: Any, row: int, n_in: int, x: int) -> float:
-    """One weight row times one vector; four sums at once, for the latency."""
+def _dot_plain(layout: Any, row: int, n_in: int, x: int) -> float:
+    """One weight row times one vector; four sums at once, for the latency.
+
+    The processor foresees this pattern by itself: prefetching costs 20 %, and passes of 512 bytes instead of 256, 25 %.
+    """
+    a = b = c = d = splat(_ZERO)
+    whole = n_in // 64 * 64
+    for start in range(0, whole, 64):
+        a = fma(load(layout, row, 0, start), load_f32(x + start * 4), a)
+        b = fma(load(layout, row, 0, start + 16), load_f32(x + start * 4 + 64), b)
+        c = fma(load(layout, row, 0, start + 32), load_f32(x + start * 4 + 128), c)
+        d = fma(load(layout, row, 0, start + 48), load_f32(x + start * 4 + 192), d)
+    for start in range(whole, n_in, LANES):
+        a = fma(load_values(layout, row, 0, start, n_in), load_values(F32, x, 0, start, n_in), a)
+    return sum_lanes((a + b) + (c + d))
+
+
+@inlined
+def _dot_packed(layout: Any, row: int, n_in: int, x: int) -> float:
+    """The same with packed weights, which are asked for in time: 10 to 20 % faster."""
     a = b = c = d = splat(_ZERO)
     whole = n_in // _STRIP * _STRIP
     for start in range(0, whole, _STRIP):
-        _prefetch_ahead(layout, row, start)
+        place = row + row_bytes(layout, start) + AHEAD
+        for line in range(0, row_bytes(layout, _STRIP), 64):
+            prefetch_once(place + line)
         y = x + start * 4
         a = add_products(layout, row, start, y, a)
         b = add_products(layout, row, start + 32, y + 128, b)
         c = add_products(layout, row, start + 64, y + 256, c)
         d = add_products(layout, row, start + 96, y + 384, d)
-    for start in range(whole, n_in, LANES):
-        a = fma(load_values(layout, row, 0, start, n_in), load_values(F32, x, 0, start, n_in), a)
+    for start in range(whole, n_in, BLOCK):
+        a = add_products(layout, row, start, x + start * 4, a)
     return sum_lanes((a + b) + (c + d))
+
+
+def _dot_1(layout: Any, row: int, n_in: int, x: int) -> float:
+    """One weight row times one vector."""
+    raise NotImplementedError
+
+
+@overload(_dot_1)
+def _choose_dot_1(layout: Any, row: Any, n_in: Any, x: Any) -> Any:
+    dot = _dot_plain if layout.value_bytes > 0 else _dot_packed
+
+    def apply(layout: Any, row: Any, n_in: Any, x: Any) -> Any:
+        return dot(layout, row, n_in, x)
+
+    return apply
 
 
 @inlined

@@ -19,7 +19,7 @@ from numba.extending import NativeValue, models, overload, register_model, unbox
 from elastikv.kernels.cpu import vector
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.vector import LANES, Vector, load_half
-from elastikv.kernels.cpu.vector_math import fma, splat
+from elastikv.kernels.cpu.vector_math import splat
 
 BLOCK = 32
 """Values that share a scale in q8_0."""
@@ -90,14 +90,6 @@ def load_part(layout: Any, row: int, scales: int, start: int, count: int) -> Vec
     raise NotImplementedError
 
 
-def add_products(layout: Any, row: int, start: int, x: int, sums: Vector) -> Vector:
-    """``sums`` plus values ``start .. start + 31`` of a row times the 32 float32 at ``x``; start is a multiple of 32.
-
-    Not for layouts whose scales lie apart.
-    """
-    raise NotImplementedError
-
-
 def store(layout: Any, row: int, start: int, values: Vector) -> None:
     """Narrow float32 values and write them at ``start .. start + 15`` of a row. Not for layouts with scales."""
     raise NotImplementedError
@@ -164,21 +156,6 @@ def _load(layout: Any, row: Any, scales: Any, start: Any) -> Any:
 
     def plain(layout: Any, row: Any, scales: Any, start: Any) -> Any:
         return load_plain(row + start * size)
-
-    return plain
-
-
-@overload(add_products)
-def _add_products(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
-    if layout.label not in _PLAIN:
-        return None
-    load_plain, _, size = _PLAIN[layout.label]
-    load_f32 = vector.load_f32
-
-    def plain(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
-        place = row + start * size
-        sums = fma(load_plain(place), load_f32(x), sums)
-        return fma(load_plain(place + LANES * size), load_f32(x + LANES * 4), sums)
 
     return plain
 
