@@ -108,3 +108,20 @@ def test_a_slice_of_a_weight() -> None:
     x = torch.randn(2, 32)
     out = cpu().linear(x, whole[:, :32], None, poisoned(2, 10))
     assert relative_error(out, x.double() @ whole[:, :32].double().t()) < 1e-6
+
+
+@pytest.mark.skipif(not linear.has_fast_bf16(), reason="products are not in bf16 here")
+def test_prompts_of_all_lengths_are_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number of rows that oneDNN meets costs it half a megabyte that it keeps."""
+    n_rows = set()
+    multiply = torch.mm
+
+    def count(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        n_rows.add(x.shape[0])
+        return multiply(x, weight)
+
+    monkeypatch.setattr(torch, "mm", count)
+    weight = torch.randn(64, 96).bfloat16()
+    for n in range(17, 257):
+        linear.LinearKernel()(torch.randn(n, 96), weight, None, poisoned(n, 64))
+    assert n_rows == set(range(32, 257, 32))

@@ -22,6 +22,9 @@ _FEW_ROWS = 8
 _FEW_ROWS_BF16 = 16
 """Rows of x up to which reading the weights once beats matrix products; the second, for products in bf16."""
 
+_ROW_MULTIPLE = 32
+"""oneDNN compiles bf16 products anew for every number of rows, and keeps up to a gigabyte of code: rows are padded."""
+
 
 def has_fast_bf16() -> bool:
     """Whether bf16 products are the fastest here."""
@@ -60,10 +63,10 @@ class LinearKernel:
         if n <= (_FEW_ROWS_BF16 if bf16 else _FEW_ROWS) and not (bf16 and n_in % 32):
             self._few_rows(x, weight, bias, bf16, out)
             return out
-        step = max(INPUT_VALUES // n_in, 1)
+        step = max(INPUT_VALUES // n_in // _ROW_MULTIPLE, 1) * _ROW_MULTIPLE
         for start in range(0, n, step):
             rows = slice(start, start + step)
-            self._multiply_tiles(x[rows].to(torch.bfloat16) if bf16 else x[rows], weight, out[rows])
+            self._multiply_tiles(_padded_bf16(x[rows]) if bf16 else x[rows], weight, out[rows])
         return out if bias is None else out.add_(bias)
 
     def _few_rows(
@@ -84,6 +87,7 @@ class LinearKernel:
 
     def _multiply_tiles(self, x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
         n_out, n_in = weight.shape
+        """x may have more rows than ``out``."""
         step = max(TILE_VALUES // max(n_in, len(x)), 1)
         for start in range(0, n_out, step):
             rows = slice(start, min(start + step, n_out))
@@ -91,7 +95,7 @@ class LinearKernel:
             if x.dtype == torch.float32:
                 torch.mm(x, tile.t(), out=out[:, rows])
             else:
-                out[:, rows] = torch.mm(x, tile.t())
+                out[:, rows] = torch.mm(x, tile.t())[: len(out)]
 
     def _widened(self, weight: Weight, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Rows of the weight in ``dtype``: its own where it is that, else a tile that the next call reuses."""
@@ -107,6 +111,15 @@ class LinearKernel:
         address = data.data_ptr() + rows.start * data.stride(0) * data.element_size()
         gemv.widen(layout, target, address, data.stride(0) * data.element_size(), len(tile), n_in, tile.data_ptr())
         return tile
+
+
+def _padded_bf16(x: torch.Tensor) -> torch.Tensor:
+    """x in bf16, with rows of zeros up to the next multiple."""
+    n = len(x)
+    padded = torch.empty((-(-n // _ROW_MULTIPLE) * _ROW_MULTIPLE, x.shape[1]), dtype=torch.bfloat16)
+    padded[:n] = x
+    padded[n:] = 0
+    return padded
 
 
 def _data(weight: Weight) -> tuple[torch.Tensor, Layout]:
