@@ -70,11 +70,12 @@ def multiply(layout: Any, weight: int, weight_stride: int, n_out: int, n_in: int
     x_bytes = np.empty(n_in, dtype=np.int8)
     start = np.empty((n_pairs, 16), dtype=np.int32)
     scales = np.empty((n_pairs, 16), dtype=np.float32)
-    rounded = x_bytes.ctypes.data
     for pair in range(n_pairs):
-        _round_pair(x + pair * _PAIR * 4, bias_eighth, run, rounded + pair * _PAIR, start[pair], scales[pair])
-    x_start, x_scales = start.ctypes.data, scales.ctypes.data
+        place = x_bytes.ctypes.data + pair * _PAIR
+        _round_pair(x + pair * _PAIR * 4, bias_eighth, run, place, start[pair], scales[pair])
     for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
+        # Taken in here: an array is freed once nothing but its address is used.
+        rounded, x_start, x_scales = x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data
         for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out)):
             row = weight + index * weight_stride
             a = b = splat(_ZERO)
