@@ -25,9 +25,25 @@ print("hits", sum(norms.silu_mul.stats.cache_hits.values()))
 """
 
 
-def run_with_cache(folder: Path) -> str:
+LAYERS = """
+import torch
+from elastikv.kernels.cpu import CpuKernels
+from elastikv.kernels.base import LinearPart, MlpWeights
+kernels, weight = CpuKernels(), torch.ones(64, 32, dtype=torch.bfloat16)
+wide, inner, x = torch.ones(2, 64), torch.ones(2, 32), torch.ones(2, 32)
+for n in (1, 2):
+    kernels.linear(x[:n], weight, None, wide[:n])
+if {bound}:
+    parts = [[LinearPart(rows, None, slice(0, len(rows)))] for rows in (weight, weight[:32])]
+    mlp = kernels.bind_mlp(*parts, MlpWeights(torch.ones(32), torch.ones(32), 1e-6))
+    assert mlp(torch.ones(2, 32), torch.zeros(2, 32), x, wide, inner)
+    assert bool((x == 1).all())
+"""
+
+
+def run_with_cache(folder: Path, code: str = PROGRAM) -> str:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
-    program = [sys.executable, "-c", PROGRAM]
+    program = [sys.executable, "-c", code]
     return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
@@ -36,6 +52,12 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert first.count("compiling CPU kernels") == 1
     assert first.endswith("hits 0\n")
     assert second == "hits 1\n"
+
+
+def test_a_layer_is_compiled_from_kernels_that_were_kept(tmp_path: Path) -> None:
+    """Their machine instructions are read as text once more, in a process that has written none."""
+    run_with_cache(tmp_path, LAYERS.format(bound=False))
+    run_with_cache(tmp_path, LAYERS.format(bound=True))
 
 
 def test_a_change_of_any_source_makes_kernels_stale(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,15 @@ def test_silu_far_from_zero() -> None:
 
 
 @pytest.mark.parametrize(("n", "heads", "d"), [(1, 4, 128), (3, 2, 19), (50, 8, 64)])
+def test_sigmoid_mul(n: int, heads: int, d: int) -> None:
+    torch.manual_seed(0)
+    x, wide = torch.randn(n, heads, d), torch.randn(n, heads * d + 7) * 3
+    gate = wide[:, 7:].unflatten(1, (heads, d))
+    expected = x.double() * torch.sigmoid(gate.double())
+    torch.testing.assert_close(cpu().sigmoid_mul(x, gate).double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("n", "heads", "d"), [(1, 4, 128), (3, 2, 19), (50, 8, 64)])
 def test_gated_rms_norm(n: int, heads: int, d: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(n, heads, d), torch.randn(d)

@@ -52,6 +52,19 @@ def test_a_convolution_too_wide_is_refused() -> None:
         cpu().causal_conv(torch.ones(1, 2), torch.ones(2, 5), None, 0, ubatch, poisoned(1, 2))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("n", [1, 3, 300])
+def test_delta_gates(n: int) -> None:
+    torch.manual_seed(0)
+    wide = torch.randn(n, 40) * 10
+    wide[0, 3], wide[0, 4] = 90.0, -90.0
+    a, b, rate, bias = wide[:, 2:12], wide[:, 20:30], -torch.rand(10), torch.randn(10)
+    decay, beta = poisoned(n, 10), poisoned(n, 10)
+    cpu().delta_gates(a, b, rate, bias, decay, beta)
+    expected = rate.double() * torch.nn.functional.softplus(a.double() + bias.double())
+    torch.testing.assert_close(decay.double(), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(beta.double(), b.double().sigmoid(), rtol=1e-6, atol=1e-7)
+
+
 def exact_delta_rule(
     state: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

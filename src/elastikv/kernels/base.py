@@ -7,6 +7,7 @@ Tensors passed in are contiguous unless said otherwise; ``out`` is written whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,114 @@ class PackedTensor:
 
 Weight = torch.Tensor | PackedTensor
 """A matrix ``[n_out, n_in]``: dense (f32, f16, bf16) or packed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearPart:
+    """Rows of a fused matrix that have one format, and the columns of the output that they give."""
+
+    weight: Weight
+    bias: torch.Tensor | None
+    columns: slice
+
+
+LinearParts = Sequence[LinearPart]
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """What an MLP has beside its matrices: the norms before it and after it, f32 ``[hidden_size]``."""
+
+    norm: torch.Tensor
+    next_norm: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """What attention has beside its matrices. norms: of q and k, f32 ``[head_dim]``, and eps; None: no norms.
+
+    gated: the projection gives, behind q, k and v, a gate of q's shape, whose sigmoid the result is multiplied with.
+    """
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None
+    gated: bool
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNetWeights:
+    """What a gated delta net has beside its matrices; all f32.
+
+    conv ``[2 * n_k_heads * k_dim + n_v_heads * v_dim, taps]``; rate, bias ``[n_v_heads]``, see ``Kernels.delta_gates``;
+    norm ``[v_dim]``. The projection gives q, k, v, the gate z, then b and a.
+    """
+
+    n_k_heads: int
+    n_v_heads: int
+    k_dim: int
+    v_dim: int
+    conv: torch.Tensor
+    rate: torch.Tensor
+    bias: torch.Tensor
+    norm: torch.Tensor
+    eps: float
+
+
+class MlpKernel(Protocol):
+    def __call__(
+        self,
+        delta: torch.Tensor,
+        residual: torch.Tensor,
+        normed: torch.Tensor,
+        wide: torch.Tensor,
+        inner: torch.Tensor,
+    ) -> bool:
+        """Add delta to the residual, norm, multiply, add again, and leave the next norm's result in ``normed``.
+
+        ``[n, hidden_size]``, and the buffers wide ``[n, 2 * inner]`` and inner. False: too many tokens, nothing done.
+        """
+        ...
+
+
+class AttentionKernel(Protocol):
+    def __call__(
+        self,
+        x: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        cache: KVCache,
+        layer: int,
+        ubatch: UBatch,
+        wide: torch.Tensor,
+        inner: torch.Tensor,
+        out: torch.Tensor,
+    ) -> bool:
+        """Project x, write k and v to their cells, attend, and project to ``out``; as ``MlpKernel`` otherwise."""
+        ...
+
+
+class DeltaNetKernel(Protocol):
+    def __call__(
+        self,
+        x: torch.Tensor,
+        memory: RecurrentMemory,
+        layer: int,
+        ubatch: UBatch,
+        wide: torch.Tensor,
+        conv: torch.Tensor,
+        gates: torch.Tensor,
+        inner: torch.Tensor,
+        out: torch.Tensor,
+    ) -> bool:
+        """Project x, convolve, update the states, gate, and project to ``out``; as ``MlpKernel`` otherwise.
+
+        Buffers: wide for the projection, conv for q, k and v, gates ``[n, 2, n_v_heads]``, inner for the result.
+        """
+        ...
 
 
 class Buffers(Protocol):
@@ -66,6 +175,10 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """``silu(gate) * up`` where gate_up is ``[n, 2 * d]``, gate first; out ``[n, d]``."""
+        ...
+
+    def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """``x *= sigmoid(gate)`` in place: x ``[n, heads, d]``, gate a view whose heads are contiguous."""
         ...
 
     def rope_store(
@@ -112,6 +225,21 @@ class Kernels(Protocol):
         """
         ...
 
+    def delta_gates(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        rate: torch.Tensor,
+        bias: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+    ) -> None:
+        """``decay = rate * softplus(a + bias)``, ``beta = sigmoid(b)``.
+
+        a, b ``[n, n_v_heads]``, views with rows equally far apart; rate (<= 0), bias ``[n_v_heads]``.
+        """
+        ...
+
     def gated_delta_rule(
         self,
         q: torch.Tensor,
@@ -136,6 +264,22 @@ class Kernels(Protocol):
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
         """``rms_norm(x) * silu(gate)`` over the last dimension of ``[n, heads, d]``."""
+        ...
+
+    def bind_mlp(self, gate_up: LinearParts, down: LinearParts, weights: MlpWeights) -> MlpKernel | None:
+        """The whole layer as one operation, for a few tokens; None: not for these formats, or not at all."""
+        ...
+
+    def bind_attention(
+        self, projection: LinearParts, output: LinearParts, weights: AttentionWeights
+    ) -> AttentionKernel | None:
+        """The same."""
+        ...
+
+    def bind_delta_net(
+        self, projection: LinearParts, output: LinearParts, weights: DeltaNetWeights
+    ) -> DeltaNetKernel | None:
+        """The same."""
         ...
 
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import silu, softplus
 
 from elastikv.batch import Span, UBatch
 from elastikv.errors import InvalidRequest
@@ -58,6 +58,20 @@ class ReferenceKernels:
         for rows in _tiles(*out.shape):
             torch.mul(silu(gate[rows]), up[rows], out=out[rows])
         return out
+
+    def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        for rows in _tiles(len(x), x[0].numel()):
+            x[rows].mul_(gate[rows].sigmoid())
+        return x
+
+    def bind_mlp(self, *_: object) -> None:
+        return None
+
+    def bind_attention(self, *_: object) -> None:
+        return None
+
+    def bind_delta_net(self, *_: object) -> None:
+        return None
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
@@ -124,6 +138,18 @@ class ReferenceKernels:
                 before = inputs[piece.n_tokens :]
             memory.target(layer, span.seq_id)[0].copy_(before.t())
         return out
+
+    def delta_gates(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        rate: torch.Tensor,
+        bias: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+    ) -> None:
+        torch.mul(softplus(a + bias), rate, out=decay)
+        torch.sigmoid(b, out=beta)
 
     def gated_delta_rule(
         self,

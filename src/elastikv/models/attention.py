@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from elastikv.kernels.base import Kernels
+from elastikv.kernels.base import AttentionWeights, Kernels
 from elastikv.models.decoder import Step
 from elastikv.weights.config import ModelConfig
-from elastikv.weights.linear import Linear
+from elastikv.weights.linear import FusedLinear
 from elastikv.weights.loader import WeightLoader
 
 
@@ -23,31 +23,36 @@ class Attention:
         kernels: Kernels,
         layer: int,
         *,
-        projection: Linear,
-        output: Linear,
+        projection: FusedLinear,
+        output: FusedLinear,
         norms: tuple[torch.Tensor, torch.Tensor] | None,
         gated: bool = False,
     ) -> None:
         n_heads, n_kv_heads = config.n_heads, config.n_kv_heads
+        with_eps = None if norms is None else (*norms, config.rms_norm_eps)
+        weights = AttentionWeights(n_heads, n_kv_heads, config.head_dim, with_eps, gated, config.head_dim**-0.5)
+        self._bound = kernels.bind_attention(projection.parts, output.parts, weights)
+        self._weights = weights
         self._kernels = kernels
         self._layer = layer
         self._projection = projection
         self._output = output
-        self._norms = None if norms is None else (*norms, config.rms_norm_eps)
         self._heads = (n_heads, config.head_dim)
         self._split = [n_heads, n_kv_heads, n_kv_heads, n_heads] if gated else [n_heads, n_kv_heads, n_kv_heads]
-        self._scale = config.head_dim**-0.5
         self.buffer_widths = {"wide": projection.n_out, "inner": output.n_in}
 
     def __call__(self, x: torch.Tensor, step: Step, out: torch.Tensor) -> None:
-        kernels, layer, cache, ubatch = self._kernels, self._layer, step.attention, step.ubatch
+        kernels, weights, layer, cache, ubatch = self._kernels, self._weights, self._layer, step.attention, step.ubatch
+        wide, inner = step.view("wide", self._projection.n_out), step.view("inner", *self._heads)
+        if self._bound is not None and self._bound(x, step.cos, step.sin, cache, layer, ubatch, wide, inner, out):
+            return
         n = ubatch.n_tokens
-        projected = self._projection(x, out=step.view("wide", self._projection.n_out))
-        q, k, v, *gate = projected.view(n, -1, self._heads[1]).split(self._split, dim=1)
-        kernels.rope_store(q, k, v, step.cos, step.sin, self._norms, cache, layer, ubatch)
-        mixed = kernels.attention(q, cache, layer, ubatch, self._scale, out=step.view("inner", *self._heads))
+        projected = self._projection(x, out=wide)
+        q, k, v, *gate = projected.view(n, -1, weights.head_dim).split(self._split, dim=1)
+        kernels.rope_store(q, k, v, step.cos, step.sin, weights.norms, cache, layer, ubatch)
+        mixed = kernels.attention(q, cache, layer, ubatch, weights.scale, out=inner)
         if gate:
-            mixed.mul_(gate[0].sigmoid_())
+            kernels.sigmoid_mul(mixed, gate[0])
         self._output(mixed.view(n, -1), out=out)
 
 

@@ -14,13 +14,13 @@ from typing import Protocol
 import torch
 
 from elastikv.batch import UBatch
-from elastikv.kernels.base import Buffers, Kernels
+from elastikv.kernels.base import Buffers, Kernels, MlpWeights
 from elastikv.memory import HybridMemory, KVCache, RecurrentMemory
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.memory.options import RotateK
 from elastikv.models.base import ModelInfo
 from elastikv.models.rope import Rope
-from elastikv.weights.linear import Embedding, Linear
+from elastikv.weights.linear import Embedding, FusedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,32 @@ class Block:
     input_norm: torch.Tensor
     mixer: Mixer
     post_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    gate_up: FusedLinear
+    down: FusedLinear
+
+
+class _Mlp:
+    """The second half of a block, from what the mixer gave to what the next mixer takes."""
+
+    def __init__(self, block: Block, next_norm: torch.Tensor, eps: float, kernels: Kernels) -> None:
+        self._gate_up = block.gate_up
+        self._down = block.down
+        self._weights = MlpWeights(block.post_norm, next_norm, eps)
+        self._kernels = kernels
+        self._bound = kernels.bind_mlp(block.gate_up.parts, block.down.parts, self._weights)
+        self.buffer_widths = {"wide": block.gate_up.n_out, "inner": block.down.n_in}
+
+    def __call__(self, delta: torch.Tensor, residual: torch.Tensor, normed: torch.Tensor, step: Step) -> None:
+        """All ``[n_tokens, hidden_size]``: delta is added to the residual, and what the MLP makes of it too."""
+        kernels, weights = self._kernels, self._weights
+        wide, inner = (step.view(name, width) for name, width in self.buffer_widths.items())
+        if self._bound is not None and self._bound(delta, residual, normed, wide, inner):
+            return
+        kernels.add_rms_norm(delta, residual, weights.norm, weights.eps, out=normed)
+        self._gate_up(normed, out=wide)
+        kernels.silu_mul(wide, out=inner)
+        self._down(inner, out=delta)
+        kernels.add_rms_norm(delta, residual, weights.next_norm, weights.eps, out=normed)
 
 
 class Decoder:
@@ -84,7 +108,7 @@ class Decoder:
         embedding: Embedding,
         blocks: Sequence[Block],
         final_norm: torch.Tensor,
-        head: Linear,
+        head: FusedLinear,
         rope: Rope,
         rms_norm_eps: float,
         kernels: Kernels,
@@ -93,9 +117,12 @@ class Decoder:
         self.memory_layers = tuple(memory_layers)
         self.rope = rope
         self._embedding = embedding
-        self._blocks = tuple(blocks)
-        # each MLP is followed by the norm of whatever comes next
-        self._next_norms = (*(block.input_norm for block in self._blocks[1:]), final_norm)
+        self._first_norm = blocks[0].input_norm
+        next_norms = (*(block.input_norm for block in blocks[1:]), final_norm)
+        self._blocks = [
+            (block.mixer, _Mlp(block, next_norm, rms_norm_eps, kernels))
+            for block, next_norm in zip(blocks, next_norms, strict=True)
+        ]
         self._head = head
         self._eps = rms_norm_eps
         self._kernels = kernels
@@ -107,28 +134,22 @@ class Decoder:
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
         hidden, half = self._embedding.width, self.rope.dim // 2
         widths = {"residual": hidden, "normed": hidden, "delta": hidden, "cos": half, "sin": half}
-        for block in self._blocks:
-            mlp = {"wide": block.gate_up.n_out, "inner": block.down.n_in}
-            for name, width in (*mlp.items(), *block.mixer.buffer_widths.items()):
+        for mixer, mlp in self._blocks:
+            for name, width in (*mlp.buffer_widths.items(), *mixer.buffer_widths.items()):
                 widths[name] = max(widths.get(name, 0), width)
         return {name: 4 * n_ubatch * width for name, width in widths.items()}
 
     @torch.no_grad()
     def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
         """float32 logits ``[n_outputs, n_vocab]``, a tensor of the caller's own."""
-        kernels, eps, hidden = self._kernels, self._eps, self._embedding.width
         step = self._begin(ubatch, memory, buffers)
-        residual, normed, delta = (step.view(name, hidden) for name in ("residual", "normed", "delta"))
+        residual, normed, delta = (step.view(name, self._embedding.width) for name in ("residual", "normed", "delta"))
 
         self._embedding(torch.from_numpy(ubatch.token_ids), out=residual)
-        kernels.rms_norm(residual, self._blocks[0].input_norm, eps, out=normed)
-        for block, next_norm in zip(self._blocks, self._next_norms, strict=True):
-            block.mixer(normed, step, out=delta)
-            kernels.add_rms_norm(delta, residual, block.post_norm, eps, out=normed)
-            gate_up = block.gate_up(normed, out=step.view("wide", block.gate_up.n_out))
-            inner = kernels.silu_mul(gate_up, out=step.view("inner", block.down.n_in))
-            block.down(inner, out=delta)
-            kernels.add_rms_norm(delta, residual, next_norm, eps, out=normed)
+        self._kernels.rms_norm(residual, self._first_norm, self._eps, out=normed)
+        for mixer, mlp in self._blocks:
+            mixer(normed, step, out=delta)
+            mlp(delta, residual, normed, step)
 
         if len(ubatch.output_rows) == 0:
             return torch.empty((0, self._head.n_out))

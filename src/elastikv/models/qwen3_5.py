@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import softplus
 
-from elastikv.kernels.base import Kernels
+from elastikv.kernels.base import DeltaNetWeights, Kernels
 from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
 from elastikv.models.attention import read_attention
 from elastikv.models.build import build_decoder
 from elastikv.models.decoder import Decoder, Mixer, Step
 from elastikv.weights.config import DeltaNetConfig, ModelConfig
-from elastikv.weights.linear import Linear
+from elastikv.weights.linear import FusedLinear
 from elastikv.weights.loader import WeightLoader
 
 
@@ -40,49 +39,45 @@ class DeltaNet:
 
     def __init__(
         self,
-        config: ModelConfig,
+        net: DeltaNetConfig,
         kernels: Kernels,
         layer: int,
         *,
-        projection: Linear,
-        output: Linear,
-        conv_weight: torch.Tensor,
-        decay_rate: torch.Tensor,
-        decay_bias: torch.Tensor,
-        norm: torch.Tensor,
+        projection: FusedLinear,
+        output: FusedLinear,
+        weights: DeltaNetWeights,
     ) -> None:
-        net = _delta_net(config)
-        self._net = net
+        self._bound = kernels.bind_delta_net(projection.parts, output.parts, weights)
         self._kernels = kernels
         self._layer = layer
         self._projection = projection
         self._output = output
-        self._conv_weight = conv_weight
-        self._decay_rate = decay_rate
-        self._decay_bias = decay_bias
-        self._norm = norm
-        self._eps = config.rms_norm_eps
+        self._weights = weights
         self._projected_split = [net.conv_channels, net.value_width, net.n_v_heads, net.n_v_heads]
         self._conv_split = [net.key_width, net.key_width, net.value_width]
-        self.buffer_widths = {"wide": projection.n_out, "conv": net.conv_channels, "inner": net.value_width}
+        self.buffer_widths = {
+            "wide": projection.n_out,
+            "conv": net.conv_channels,
+            "gates": 2 * net.n_v_heads,
+            "inner": net.value_width,
+        }
 
     def __call__(self, x: torch.Tensor, step: Step, out: torch.Tensor) -> None:
-        net, kernels, layer, memory, ubatch = self._net, self._kernels, self._layer, step.recurrent, step.ubatch
-        projected = self._projection(x, out=step.view("wide", self._projection.n_out))
-        qkv, z, b, a = projected.split(self._projected_split, dim=1)
-        beta = b.sigmoid()
-        decay = softplus(a + self._decay_bias).mul_(self._decay_rate)
+        kernels, weights, layer, memory, ubatch = self._kernels, self._weights, self._layer, step.recurrent, step.ubatch
+        wide, mixed, gates, inner = (step.view(name, width) for name, width in self.buffer_widths.items())
+        if self._bound is not None and self._bound(x, memory, layer, ubatch, wide, mixed, gates, inner, out):
+            return
+        qkv, z, b, a = self._projection(x, out=wide).split(self._projected_split, dim=1)
+        decay, beta = gates.view(2, *b.shape)
+        kernels.delta_gates(a, b, weights.rate, weights.bias, decay, beta)
 
-        mixed = step.view("conv", net.conv_channels)
-        kernels.causal_conv(qkv, self._conv_weight, memory, layer, ubatch, out=mixed)
+        kernels.causal_conv(qkv, weights.conv, memory, layer, ubatch, out=mixed)
         q, k, v = mixed.split(self._conv_split, dim=1)
-        q, k = q.unflatten(1, (net.n_k_heads, net.k_dim)), k.unflatten(1, (net.n_k_heads, net.k_dim))
-        v = v.unflatten(1, (net.n_v_heads, net.v_dim))
-        inner = step.view("inner", net.n_v_heads, net.v_dim)
-        kernels.gated_delta_rule(q, k, v, decay, beta, memory, layer, ubatch, out=inner)
-        gate = z.unflatten(1, (net.n_v_heads, net.v_dim))
-        kernels.gated_rms_norm(inner, gate, self._norm, self._eps, out=inner)
-        self._output(inner.view(x.shape[0], -1), out=out)
+        keys, values = (weights.n_k_heads, weights.k_dim), (weights.n_v_heads, weights.v_dim)
+        q, k, v, heads = q.unflatten(1, keys), k.unflatten(1, keys), v.unflatten(1, values), inner.unflatten(1, values)
+        kernels.gated_delta_rule(q, k, v, decay, beta, memory, layer, ubatch, out=heads)
+        kernels.gated_rms_norm(heads, z.unflatten(1, values), weights.norm, weights.eps, out=heads)
+        self._output(inner, out=out)
 
 
 def _read_delta_net(config: ModelConfig, loader: WeightLoader, layer: int, ordinal: int) -> DeltaNet:
@@ -90,16 +85,24 @@ def _read_delta_net(config: ModelConfig, loader: WeightLoader, layer: int, ordin
     prefix = f"model.layers.{layer}.linear_attn."
     names = [prefix + name for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")]
     n_rows = net.conv_channels + net.value_width + 2 * net.n_v_heads
+    weights = DeltaNetWeights(
+        net.n_k_heads,
+        net.n_v_heads,
+        net.k_dim,
+        net.v_dim,
+        conv=loader.vector(prefix + "conv1d.weight", (net.conv_channels, 1, net.conv_width)).squeeze(1),
+        rate=-loader.vector(prefix + "A_log", (net.n_v_heads,)).exp(),
+        bias=loader.vector(prefix + "dt_bias", (net.n_v_heads,)),
+        norm=loader.vector(prefix + "norm.weight", (net.v_dim,)),
+        eps=config.rms_norm_eps,
+    )
     return DeltaNet(
-        config,
+        net,
         loader.kernels,
         ordinal,
         projection=loader.linear(names, (n_rows, hidden), exact=names[2:]),
         output=loader.linear([prefix + "out_proj"], (hidden, net.value_width)),
-        conv_weight=loader.vector(prefix + "conv1d.weight", (net.conv_channels, 1, net.conv_width)).squeeze(1),
-        decay_rate=-loader.vector(prefix + "A_log", (net.n_v_heads,)).exp(),
-        decay_bias=loader.vector(prefix + "dt_bias", (net.n_v_heads,)),
-        norm=loader.vector(prefix + "norm.weight", (net.v_dim,)),
+        weights=weights,
     )
 
 

@@ -5,34 +5,10 @@ The kernels multiply; a packed type that they do not know is unpacked here, a ti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import torch
 
-from elastikv.kernels.base import Kernels, PackedTensor, Weight
+from elastikv.kernels.base import Kernels, LinearPart, PackedTensor, Weight
 from elastikv.weights import quants
-
-
-class Linear(Protocol):
-    """``y = x W^T + b`` for f32 activations."""
-
-    n_in: int
-    n_out: int
-    nbytes: int
-
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """x ``[n, n_in]`` to ``[n, n_out]``: into ``out`` (rows may be strided), or a new tensor."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LinearPart:
-    """Rows of a fused matrix that have one format, and the columns of the output that they give."""
-
-    weight: Weight
-    bias: torch.Tensor | None
-    columns: slice
 
 
 class FusedLinear:

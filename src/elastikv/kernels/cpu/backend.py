@@ -2,63 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 
-from elastikv.batch import Span, UBatch
+from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
+from elastikv.kernels.base import AttentionWeights, DeltaNetWeights, LinearParts, MlpWeights
 from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
 from elastikv.kernels.cpu.blocks import OF_TYPE
+from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp, bind, bind_one
 from elastikv.kernels.cpu.layouts import OF_DTYPE
 from elastikv.kernels.cpu.linear import SCRATCH_BYTES, LinearKernel
+from elastikv.kernels.cpu.plan import Planner, Rows, state_table
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
-_SHORT_SPAN = 8
-"""Tokens of a span up to which each is attended like a decoded one."""
-
 _SCRATCH_FLOATS = 1 << 21
 """float32 values of scratch for attention: what prefill needs for heads of 256, and several rows in decode."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Tokens that attend one by one: rows of the ubatch, their sequences, and the positions they end at."""
-
-    rows: slice
-    seq_ids: tuple[int, ...]
-    ends: np.ndarray
-
-
-class _Plan:
-    """What every layer needs to know of a ubatch, worked out once."""
-
-    def __init__(self, ubatch: UBatch) -> None:
-        self.ubatch = ubatch
-        self.seq_ids = tuple(span.seq_id for span in ubatch.spans)
-        lengths = [span.n_tokens for span in ubatch.spans]
-        self.span_of = np.repeat(np.arange(len(lengths)), lengths)
-        self.long_spans = [span for span in ubatch.spans if span.n_tokens > _SHORT_SPAN]
-        self.short_runs = list(_short_runs(ubatch))
-
-
-def _short_runs(ubatch: UBatch) -> list[_Rows]:
-    """Neighbouring short spans, as single tokens."""
-    runs: list[list[Span]] = [[]]
-    for span in ubatch.spans:
-        if span.n_tokens <= _SHORT_SPAN:
-            runs[-1].append(span)
-        elif runs[-1]:
-            runs.append([])
-    return [_as_rows(spans, ubatch) for spans in runs if spans]
-
-
-def _as_rows(spans: list[Span], ubatch: UBatch) -> _Rows:
-    rows = slice(spans[0].start, spans[-1].stop)
-    seq_ids = tuple(span.seq_id for span in spans for _ in range(span.n_tokens))
-    return _Rows(rows, seq_ids, ubatch.positions[rows] + 1)
 
 
 class CpuKernels:
@@ -69,7 +28,7 @@ class CpuKernels:
 
     def __init__(self) -> None:
         self.linear = LinearKernel()
-        self._plan: _Plan | None = None
+        self._plan_of = Planner()
         self._scratch = torch.empty(0)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
@@ -98,6 +57,11 @@ class CpuKernels:
             out.data_ptr(),
         )  # fmt: skip
         return out
+
+    def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        n, heads, d = x.shape
+        norms.sigmoid_mul(x.data_ptr(), gate.data_ptr(), gate.stride(0) * 4, n, heads * d)
+        return x
 
     def rope_store(
         self,
@@ -146,7 +110,7 @@ class CpuKernels:
         q: torch.Tensor,
         cache: KVCache,
         layer: int,
-        run: _Rows,
+        run: Rows,
         window: int | None,
         scale: float,
         out: torch.Tensor,
@@ -186,9 +150,24 @@ class CpuKernels:
         channels, width = weight.shape
         if width > recurrent.MAX_TAPS:
             raise InvalidRequest(f"the cpu kernels convolve up to {recurrent.MAX_TAPS} taps, not {width}")
-        spans = _state_table(memory, layer, ubatch, 0)
+        spans = state_table(memory, layer, ubatch, 0)
         recurrent.causal_conv(spans, x.data_ptr(), x.stride(0) * 4, weight.data_ptr(), channels, width, out.data_ptr())
         return out
+
+    def delta_gates(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        rate: torch.Tensor,
+        bias: torch.Tensor,
+        decay: torch.Tensor,
+        beta: torch.Tensor,
+    ) -> None:
+        n, n_heads = a.shape
+        addresses = (tensor.data_ptr() for tensor in (rate, bias))
+        recurrent.delta_gates(
+            a.data_ptr(), b.data_ptr(), a.stride(0) * 4, *addresses, n, n_heads, decay.data_ptr(), beta.data_ptr()
+        )
 
     def gated_delta_rule(
         self,
@@ -204,20 +183,35 @@ class CpuKernels:
     ) -> torch.Tensor:
         tensors = (q, k, v, decay, beta, out)
         recurrent.gated_delta_rule(
-            _state_table(memory, layer, ubatch, 1),
+            state_table(memory, layer, ubatch, 1),
             tuple(tensor.data_ptr() for tensor in tensors),
             (*_strides(q), *_strides(k), *_strides(v), decay.stride(0) * 4, beta.stride(0) * 4),
             (k.shape[1], v.shape[1], k.shape[2], v.shape[2]),
         )
         return out
 
+    def bind_mlp(self, gate_up: LinearParts, down: LinearParts, weights: MlpWeights) -> BoundMlp | None:
+        first, second = bind(gate_up, self.linear), bind_one(down, self.linear)
+        return BoundMlp(first, second, weights) if first and second else None
+
+    def bind_attention(
+        self, projection: LinearParts, output: LinearParts, weights: AttentionWeights
+    ) -> BoundAttention | None:
+        first, second = bind(projection, self.linear), bind_one(output, self.linear)
+        if first is None or second is None:
+            return None
+        return BoundAttention(first, second, weights, self._plan_of, self._scratch_of, _SCRATCH_FLOATS)
+
+    def bind_delta_net(
+        self, projection: LinearParts, output: LinearParts, weights: DeltaNetWeights
+    ) -> BoundDeltaNet | None:
+        if weights.conv.shape[1] > recurrent.MAX_TAPS:
+            return None
+        first, second = bind(projection, self.linear), bind_one(output, self.linear)
+        return BoundDeltaNet(first, second, weights) if first and second else None
+
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
         return 4 * _SCRATCH_FLOATS + SCRATCH_BYTES
-
-    def _plan_of(self, ubatch: UBatch) -> _Plan:
-        if self._plan is None or self._plan.ubatch is not ubatch:
-            self._plan = _Plan(ubatch)
-        return self._plan
 
     def _scratch_of(self, n_floats: int) -> torch.Tensor:
         if self._scratch.numel() < n_floats:
@@ -228,17 +222,3 @@ class CpuKernels:
 def _strides(x: torch.Tensor) -> tuple[int, int]:
     """Bytes between rows and between heads of float32 ``[n, heads, d]``."""
     return x.stride(0) * 4, x.stride(1) * 4
-
-
-def _state_table(memory: RecurrentMemory, layer: int, ubatch: UBatch, index: int) -> np.ndarray:
-    """Lines (address to read, address to write, first row, end row), as ``recurrent`` takes them."""
-    lines = [
-        (
-            memory.source(layer, span.seq_id)[index].data_ptr(),
-            memory.target(layer, span.seq_id)[index].data_ptr(),
-            span.start,
-            span.stop,
-        )
-        for span in ubatch.spans
-    ]
-    return np.array(lines, dtype=np.int64)

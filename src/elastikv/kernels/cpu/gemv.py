@@ -18,6 +18,12 @@ from elastikv.kernels.cpu.layouts import BLOCK, F32, load, load_values, row_byte
 from elastikv.kernels.cpu.vector import LANES, load_f32, load_float, prefetch_once, store_float
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums, sum_lanes
 
+Matrix = tuple[int, int, int, int, int]
+"""What a kernel is told of a weight: address, bytes between rows, n_out, n_in, address of the bias (0: none)."""
+
+Rows = tuple[int, int, int, int, int]
+"""And of the rows it multiplies: address of x, bytes between its rows, how many; address of out, bytes between its."""
+
 _ZERO = np.float32(0)
 _ROWS_PER_JOB = 16
 _STRIP = 128
@@ -92,20 +98,10 @@ def _dot_4(layout: Any, row: int, n_in: int, x: Any, out: int) -> None:
 
 
 @kernel
-def multiply(
-    layout: Any,
-    weight: int,
-    weight_stride: int,
-    n_out: int,
-    n_in: int,
-    x: int,
-    x_stride: int,
-    n: int,
-    bias: int,
-    out: int,
-    out_stride: int,
-) -> None:
-    """``out = x @ weight.T + bias`` for a few rows of x. Addresses (bias 0: none); strides in bytes between rows."""
+def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
+    """``out = x @ weight.T + bias`` for a few rows of x, float32."""
+    weight, weight_stride, n_out, n_in, bias = matrix
+    x, x_stride, n, out, out_stride = rows
     for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
         sums = np.empty(4, dtype=np.float32)
         for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out)):

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from elastikv.kernels.cpu.gemv import AHEAD
+from elastikv.kernels.cpu.gemv import AHEAD, Matrix, Rows
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import BF16, row_bytes
-from elastikv.kernels.cpu.vector import load_float, prefetch_once, store_float
+from elastikv.kernels.cpu.layouts import BF16, F32, load_values, row_bytes, store_values
+from elastikv.kernels.cpu.vector import LANES, load_float, prefetch_once, store_float
 from elastikv.kernels.cpu.vector_math import splat, store_sums
 from elastikv.kernels.cpu.x86 import dot_pairs, load_pairs
 
@@ -81,22 +81,10 @@ def _dot_2x8(layout: Any, row: int, next_row: int, n_in: int, x: int, last: int,
 
 
 @kernel
-def multiply(
-    layout: Any,
-    weight: int,
-    weight_stride: int,
-    n_out: int,
-    n_in: int,
-    x: int,
-    n: int,
-    bias: int,
-    out: int,
-    out_stride: int,
-) -> None:
-    """``out = x @ weight.T + bias``: x bfloat16 ``[n, n_in]`` contiguous, n_in a multiple of 32.
-
-    Otherwise as ``gemv.multiply``.
-    """
+def multiply_rounded(layout: Any, matrix: Matrix, rows: Rows) -> None:
+    """As ``gemv.multiply``, but x is bfloat16 and contiguous, and n_in a multiple of 32."""
+    weight, weight_stride, n_out, n_in, bias = matrix
+    x, _, n, out, out_stride = rows
     for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
         sums = np.empty(16, dtype=np.float32)
         place = sums.ctypes.data
@@ -116,3 +104,26 @@ def multiply(
                     add = load_float(bias + (index + which) * 4) if bias != 0 else _ZERO
                     for member in range(count):
                         store_float(target + member * out_stride, sums[which * wide + member] + add)
+
+
+@inlined
+def _round_rows(rows: Rows, rounded: np.ndarray) -> None:
+    n, n_in = rounded.shape
+    for row in range(n):
+        source, target = rows[0] + row * rows[1], rounded.ctypes.data + row * n_in * 2
+        for start in range(0, n_in, LANES):
+            store_values(BF16, target, start, n_in, load_values(F32, source, 0, start, n_in))
+
+
+@inlined
+def _multiply_array(layout: Any, matrix: Matrix, rows: Rows, rounded: np.ndarray) -> None:
+    """Takes the array itself: it is freed once its owner needs no more than its address."""
+    multiply_rounded(layout, matrix, (rounded.ctypes.data, 0, rows[2], rows[3], rows[4]))
+
+
+@inlined
+def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
+    """As ``gemv.multiply``, for compiled callers; n_in a multiple of 32."""
+    rounded = np.empty((rows[2], matrix[3]), dtype=np.uint16)
+    _round_rows(rows, rounded)
+    _multiply_array(layout, matrix, rows, rounded)

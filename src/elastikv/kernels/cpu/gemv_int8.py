@@ -16,7 +16,7 @@ from numba import prange
 from numba.extending import overload
 
 from elastikv.kernels.cpu.blocks import Q8_0_BLOCKS
-from elastikv.kernels.cpu.gemv import AHEAD
+from elastikv.kernels.cpu.gemv import AHEAD, Matrix, Rows
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import BLOCK
 from elastikv.kernels.cpu.vector import load_f32, load_float, prefetch_once, store_float, store_i8
@@ -63,8 +63,10 @@ def _round_pair(x: int, bias_eighth: int, run: int, out: int, start: np.ndarray,
 
 
 @kernel
-def multiply(layout: Any, weight: int, weight_stride: int, n_out: int, n_in: int, x: int, bias: int, out: int) -> None:
-    """``out = weight @ x + bias`` of one float32 vector; n_in a multiple of 64. Addresses (bias 0: none)."""
+def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
+    """As ``gemv.multiply``, for a single row of x; n_in a multiple of 64."""
+    weight, weight_stride, n_out, n_in, bias = matrix
+    x, _, _, out, _ = rows
     pair_bytes, bias_eighth, run = _pair_layout(layout)
     n_pairs = n_in // _PAIR
     x_bytes = np.empty(n_in, dtype=np.int8)

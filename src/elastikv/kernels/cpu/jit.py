@@ -59,15 +59,23 @@ def kernel(function: Callable[..., Any]) -> Any:
     Where numba finds no directory to write to (next to the sources, then the user's cache), the
     kernel is compiled anew in each process.
     """
-    dispatcher: Any = numba.njit(parallel=True, nogil=True, error_model="numpy")(function)
+    return _kept(numba.njit(parallel=True, nogil=True, error_model="numpy")(function), function)
+
+
+def fused(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls and that calls kernels, one after the other. Kept on disk as these."""
+    return _kept(numba.njit(nogil=True, error_model="numpy")(function), function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a helper that only kernels call."""
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def _kept(dispatcher: Any, function: Callable[..., Any]) -> Any:
     try:
         dispatcher._cache = _PackageCache(function)
     except RuntimeError:  # "no locator available": nothing is writable
         _log.info("no directory to keep the compiled kernel %s in", function.__name__)
         dispatcher._cache = _NoCache()
     return dispatcher
-
-
-def inlined(function: Callable[..., Any]) -> Any:
-    """Compile a helper that only kernels call."""
-    return numba.njit(nogil=True, error_model="numpy")(function)

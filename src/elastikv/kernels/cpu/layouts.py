@@ -52,6 +52,8 @@ F16 = Layout("f16", 2)
 BF16 = Layout("bf16", 2)
 Q8_0 = Layout("q8_0", 1, has_scales=True)
 
+OF_CELL_TYPE = {layout.label: layout for layout in (F32, F16, BF16, Q8_0)}
+
 OF_DTYPE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16, torch.int8: Q8_0}
 
 

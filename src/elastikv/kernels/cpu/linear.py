@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from elastikv.kernels.base import PackedTensor, Weight
-from elastikv.kernels.cpu import gemv, gemv_bf16, gemv_int8, x86
+from elastikv.kernels.cpu import gemv, x86
 from elastikv.kernels.cpu.blocks import OF_TYPE, Q4_0_BLOCKS
-from elastikv.kernels.cpu.layouts import BF16, F32, OF_DTYPE, Layout
+from elastikv.kernels.cpu.few_rows import Product, multiply_rows, product_of
+from elastikv.kernels.cpu.gemv import Matrix
+from elastikv.kernels.cpu.layouts import BF16, F32, OF_DTYPE, Q8_0, Layout
 
 TILE_VALUES = 1 << 20
 """Weights widened at once, and results held at once before they become float32."""
@@ -17,10 +19,6 @@ INPUT_VALUES = 1 << 21
 
 SCRATCH_BYTES = 4 * TILE_VALUES + 2 * INPUT_VALUES
 """Most that one product holds: a tile, and either nothing else (float32) or results and inputs in bf16."""
-
-_FEW_ROWS = 8
-_FEW_ROWS_BF16 = 16
-"""Rows of x up to which reading the weights once beats matrix products; the second, for products in bf16."""
 
 _ROW_MULTIPLE = 32
 """oneDNN compiles bf16 products anew for every number of rows, and keeps up to a gigabyte of code: rows are padded."""
@@ -59,35 +57,32 @@ class LinearKernel:
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
         n, n_in = x.shape  # len() of a tensor costs as much as a small kernel
-        bf16 = self._bf16 and n > 1 and (isinstance(weight, PackedTensor) or weight.dtype == torch.bfloat16)
-        if n <= (_FEW_ROWS_BF16 if bf16 else _FEW_ROWS) and not (bf16 and n_in % 32):
-            self._few_rows(x, weight, bias, bf16, out)
+        product = self.product(weight)
+        if n <= product.max_rows:
+            rows = (x.data_ptr(), x.stride(0) * 4, n, out.data_ptr(), out.stride(0) * 4)
+            multiply_rows(product, matrix_of(weight, bias), rows)
             return out
         step = max(INPUT_VALUES // n_in // _ROW_MULTIPLE, 1) * _ROW_MULTIPLE
+        bf16 = self._in_bf16(weight)
         for start in range(0, n, step):
-            rows = slice(start, start + step)
-            self._multiply_tiles(_padded_bf16(x[rows]) if bf16 else x[rows], weight, out[rows])
+            piece = slice(start, start + step)
+            self._multiply_tiles(_padded_bf16(x[piece]) if bf16 else x[piece], weight, out[piece])
         return out if bias is None else out.add_(bias)
 
-    def _few_rows(
-        self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, bf16: bool, out: torch.Tensor
-    ) -> None:
-        data, layout = _data(weight)
-        n = x.shape[0]
-        n_out, n_in = weight.shape
-        matrix = (layout, data.data_ptr(), data.stride(0) * data.element_size(), n_out, n_in)
-        bias_address, stride = 0 if bias is None else bias.data_ptr(), out.stride(0) * 4
-        if bf16:
-            x = x.to(torch.bfloat16, memory_format=torch.contiguous_format)
-            gemv_bf16.multiply(*matrix, x.data_ptr(), n, bias_address, out.data_ptr(), stride)
-        elif n == 1 and self._int8 and layout is Q4_0_BLOCKS and n_in % 64 == 0:
-            gemv_int8.multiply(*matrix, x.data_ptr(), bias_address, out.data_ptr())
-        else:
-            gemv.multiply(*matrix, x.data_ptr(), x.stride(0) * 4, n, bias_address, out.data_ptr(), stride)
+    def product(self, weight: Weight) -> Product:
+        """How a few rows are multiplied with this weight."""
+        (_, n_in), layout = weight.shape, _layout(weight)
+        one = Q8_0 if self._int8 and layout is Q4_0_BLOCKS and n_in % 64 == 0 else F32
+        several = BF16 if self._in_bf16(weight) and n_in % 32 == 0 else F32
+        return product_of(layout, one, several)
+
+    def _in_bf16(self, weight: Weight) -> bool:
+        """Whether products of several rows are in bf16."""
+        return self._bf16 and (isinstance(weight, PackedTensor) or weight.dtype == torch.bfloat16)
 
     def _multiply_tiles(self, x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
-        n_out, n_in = weight.shape
         """x may have more rows than ``out``."""
+        n_out, n_in = weight.shape
         step = max(TILE_VALUES // max(n_in, len(x)), 1)
         for start in range(0, n_out, step):
             rows = slice(start, min(start + step, n_out))
@@ -101,8 +96,7 @@ class LinearKernel:
         """Rows of the weight in ``dtype``: its own where it is that, else a tile that the next call reuses."""
         if isinstance(weight, torch.Tensor) and weight.dtype == dtype:
             return weight[rows]
-        data, layout = _data(weight)
-        n_in = weight.shape[1]
+        data, layout, n_in = _data(weight), _layout(weight), weight.shape[1]
         n_bytes = (rows.stop - rows.start) * n_in * dtype.itemsize
         if self._tile.nbytes < n_bytes:
             self._tile = torch.empty(n_bytes, dtype=torch.uint8)
@@ -122,7 +116,15 @@ def _padded_bf16(x: torch.Tensor) -> torch.Tensor:
     return padded
 
 
-def _data(weight: Weight) -> tuple[torch.Tensor, Layout]:
-    if isinstance(weight, PackedTensor):
-        return weight.data, OF_TYPE[weight.type]
-    return weight, OF_DTYPE[weight.dtype]
+def matrix_of(weight: Weight, bias: torch.Tensor | None) -> Matrix:
+    """A weight as the kernels take it."""
+    data, (n_out, n_in) = _data(weight), weight.shape
+    return data.data_ptr(), data.stride(0) * data.element_size(), n_out, n_in, 0 if bias is None else bias.data_ptr()
+
+
+def _data(weight: Weight) -> torch.Tensor:
+    return weight.data if isinstance(weight, PackedTensor) else weight
+
+
+def _layout(weight: Weight) -> Layout:
+    return OF_TYPE[weight.type] if isinstance(weight, PackedTensor) else OF_DTYPE[weight.dtype]

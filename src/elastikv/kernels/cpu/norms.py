@@ -1,4 +1,4 @@
-"""Root-mean-square norms and SwiGLU, fused so that each value is read once or twice.
+"""Root-mean-square norms and gates, fused so that each value is read once or twice.
 
 Rows are spread over the threads only when there is enough to do; waking them costs more than one row.
 """
@@ -13,7 +13,7 @@ from numba import prange
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import F32, load_values, store_values
 from elastikv.kernels.cpu.vector import LANES
-from elastikv.kernels.cpu.vector_math import fma, silu, splat, sum_lanes
+from elastikv.kernels.cpu.vector_math import fma, sigmoid, silu, splat, sum_lanes
 
 MIN_PARALLEL = 1 << 14
 """Values below which one thread is faster."""
@@ -60,6 +60,13 @@ def _silu_mul_row(gate: int, up: int, d: int, out: int) -> None:
     for start in range(0, d, LANES):
         value = silu(load_values(F32, gate, 0, start, d)) * load_values(F32, up, 0, start, d)
         store_values(F32, out, start, d, value)
+
+
+@inlined
+def _sigmoid_mul_row(x: int, gate: int, d: int) -> None:
+    for start in range(0, d, LANES):
+        value = load_values(F32, x, 0, start, d) * sigmoid(load_values(F32, gate, 0, start, d))
+        store_values(F32, x, start, d, value)
 
 
 @kernel
@@ -122,3 +129,14 @@ def silu_mul(gate_up: int, stride: int, n: int, d: int, out: int) -> None:
     else:
         for row in prange(n):
             _silu_mul_row(gate_up + row * stride, gate_up + row * stride + d * 4, d, out + row * d * 4)
+
+
+@kernel
+def sigmoid_mul(x: int, gate: int, gate_stride: int, n: int, d: int) -> None:
+    """Address of x, contiguous ``[n, d]``, changed in place; rows of the gate ``gate_stride`` bytes apart."""
+    if n * d < MIN_PARALLEL:
+        for row in range(n):
+            _sigmoid_mul_row(x + row * d * 4, gate + row * gate_stride, d)
+    else:
+        for row in prange(n):
+            _sigmoid_mul_row(x + row * d * 4, gate + row * gate_stride, d)

@@ -14,7 +14,7 @@ from numba import prange
 
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import F32, load_values, store_values
-from elastikv.kernels.cpu.vector import LANES, Vector, load_f32_strided, load_float, store_f32_strided
+from elastikv.kernels.cpu.vector import LANES, Vector, load_f32_strided, load_float, store_f32_strided, store_float
 from elastikv.kernels.cpu.vector_math import fma, silu, splat, sum_lanes
 
 MAX_TAPS = 4
@@ -22,6 +22,9 @@ MAX_TAPS = 4
 
 _ZERO = np.float32(0)
 _NORM_EPS = 1e-6
+_MIN_PARALLEL_GATES = 1 << 10
+_LINEAR_FROM = 20
+"""Where softplus is its argument."""
 
 
 @inlined
@@ -81,6 +84,28 @@ def causal_conv(spans: np.ndarray, x: int, x_stride: int, weight: int, channels:
             out + (start * channels + first) * 4,
             channels,
         )
+
+
+@inlined
+def _gates_row(a: int, b: int, rate: int, bias: int, n_heads: int, decay: int, beta: int) -> None:
+    for offset in range(0, n_heads * 4, 4):
+        raised = load_float(a + offset) + load_float(bias + offset)
+        soft = np.float32(math.log1p(math.exp(raised))) if raised <= _LINEAR_FROM else raised
+        store_float(decay + offset, soft * load_float(rate + offset))
+        store_float(beta + offset, np.float32(1 / (1 + math.exp(-load_float(b + offset)))))
+
+
+@kernel
+def delta_gates(a: int, b: int, stride: int, rate: int, bias: int, n: int, n_heads: int, decay: int, beta: int) -> None:
+    """See ``Kernels.delta_gates``. Addresses; rows of a and b ``stride`` bytes apart, the others contiguous."""
+    if n * n_heads < _MIN_PARALLEL_GATES:
+        for row in range(n):
+            offset = row * n_heads * 4
+            _gates_row(a + row * stride, b + row * stride, rate, bias, n_heads, decay + offset, beta + offset)
+    else:
+        for row in prange(n):
+            offset = row * n_heads * 4
+            _gates_row(a + row * stride, b + row * stride, rate, bias, n_heads, decay + offset, beta + offset)
 
 
 @inlined

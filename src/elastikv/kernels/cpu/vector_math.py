@@ -173,6 +173,12 @@ def exp(x: Vector) -> Vector:
 
 
 @inlined
+def sigmoid(x: Vector) -> Vector:
+    """1 / (1 + exp(-x)), lane by lane."""
+    return splat(_ONE) / (splat(_ONE) + exp(splat(np.float32(0)) - x))
+
+
+@inlined
 def silu(x: Vector) -> Vector:
     """x / (1 + exp(-x)), lane by lane."""
     return x / (splat(_ONE) + exp(splat(np.float32(0)) - x))

@@ -22,6 +22,9 @@ from elastikv.kernels.cpu.vector import LANES, F32x16, I32x16, Vector, pointer, 
 _I16x32 = ir.VectorType(ir.IntType(16), 2 * LANES)
 _I8 = ir.IntType(8)
 
+# Also a function that only calls such kernels, loaded from disk, is compiled together with their text.
+llvmlite.binding.initialize_native_asmparser()
+
 
 @functools.cache
 def _features() -> dict[str, bool]:
@@ -59,7 +62,6 @@ class _PairsModel(models.PrimitiveModel):
 
 
 def _instruction(builder: ir.IRBuilder, text: str, result: ir.Type, constraint: str, args: list[ir.Value]) -> ir.Value:
-    llvmlite.binding.initialize_native_asmparser()
     return builder.asm(ir.FunctionType(result, [arg.type for arg in args]), text, constraint, args, side_effect=False)
 
 

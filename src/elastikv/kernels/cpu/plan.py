@@ -1,0 +1,81 @@
+"""What the kernels need to know of a ubatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from elastikv.batch import Span, UBatch
+from elastikv.memory.recurrent import RecurrentMemory
+
+_SHORT_SPAN = 8
+"""Tokens of a span up to which each is attended like a decoded one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Tokens that attend one by one: rows of the ubatch, their sequences, and the positions they end at."""
+
+    rows: slice
+    seq_ids: tuple[int, ...]
+    ends: np.ndarray
+
+
+class Plan:
+    """A ubatch as the kernels take it.
+
+    short_runs: neighbouring short spans, as single tokens; rows: all of the ubatch so, None if a span is long.
+    """
+
+    def __init__(self, ubatch: UBatch) -> None:
+        self.ubatch = ubatch
+        self.seq_ids = tuple(span.seq_id for span in ubatch.spans)
+        lengths = [span.n_tokens for span in ubatch.spans]
+        self.span_of = np.repeat(np.arange(len(lengths)), lengths)
+        self.long_spans = [span for span in ubatch.spans if span.n_tokens > _SHORT_SPAN]
+        self.short_runs = list(_short_runs(ubatch))
+        self.rows = None if self.long_spans else self.short_runs[0]
+        self.row_numbers = np.arange(ubatch.n_tokens)
+
+
+class Planner:
+    """Remembers the last ubatch's plan: layer after layer asks for it."""
+
+    def __init__(self) -> None:
+        self._plan: Plan | None = None
+
+    def __call__(self, ubatch: UBatch) -> Plan:
+        if self._plan is None or self._plan.ubatch is not ubatch:
+            self._plan = Plan(ubatch)
+        return self._plan
+
+
+def _short_runs(ubatch: UBatch) -> list[Rows]:
+    runs: list[list[Span]] = [[]]
+    for span in ubatch.spans:
+        if span.n_tokens <= _SHORT_SPAN:
+            runs[-1].append(span)
+        elif runs[-1]:
+            runs.append([])
+    return [_as_rows(spans, ubatch) for spans in runs if spans]
+
+
+def _as_rows(spans: list[Span], ubatch: UBatch) -> Rows:
+    rows = slice(spans[0].start, spans[-1].stop)
+    seq_ids = tuple(span.seq_id for span in spans for _ in range(span.n_tokens))
+    return Rows(rows, seq_ids, ubatch.positions[rows] + 1)
+
+
+def state_table(memory: RecurrentMemory, layer: int, ubatch: UBatch, index: int) -> np.ndarray:
+    """Lines (address to read, address to write, first row, end row), as ``recurrent`` takes them."""
+    lines = [
+        (
+            memory.source(layer, span.seq_id)[index].data_ptr(),
+            memory.target(layer, span.seq_id)[index].data_ptr(),
+            span.start,
+            span.stop,
+        )
+        for span in ubatch.spans
+    ]
+    return np.array(lines, dtype=np.int64)

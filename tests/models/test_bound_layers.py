@@ -1,0 +1,82 @@
+"""Layers in one compiled call give what the same kernels give one by one, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.forward import decode, open_memory, random_ids
+from support.tiny_models import ARCHITECTURES, N_VOCAB, tiny_model
+
+from elastikv.kernels.cpu import CpuKernels
+from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
+from elastikv.models import load_model
+
+
+class OneByOne(CpuKernels):
+    """Offers no whole layers."""
+
+    def bind_mlp(self, *_: Any) -> None:
+        return None
+
+    def bind_attention(self, *_: Any) -> None:
+        return None
+
+    def bind_delta_net(self, *_: Any) -> None:
+        return None
+
+
+def run(folder: Path, kernels: CpuKernels, k_type: str, **options: Any) -> torch.Tensor:
+    """Prompts, then steps of one sequence, of three, and of so many tokens that only part of the layers are bound."""
+    model = load_model(folder, kernels=kernels, **options).model
+    memory = open_memory(model, k_type=k_type, v_type=k_type)
+    ids = [random_ids(100, N_VOCAB, seed=seed) for seed in range(3)]
+    logits = list(decode(model, memory, {seq_id: ids[seq_id][:50] for seq_id in range(3)}).values())
+    for step in range(50, 56):
+        logits += decode(model, memory, {0: ids[0][step : step + 1]}).values()
+        logits += decode(model, memory, {seq_id: ids[seq_id][step : step + 1] for seq_id in (1, 2)}).values()
+    for n_new in (3, 5, 8, 20):
+        logits += decode(model, memory, {seq_id: ids[seq_id][60 : 60 + n_new] for seq_id in range(3)}).values()
+    return torch.cat(logits)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[bool]]:
+    """What each kind of bound layer answered."""
+    answers: dict[str, list[bool]] = {}
+    for kind in (BoundAttention, BoundDeltaNet, BoundMlp):
+        original = kind.__call__
+
+        def call(self: Any, *args: Any, original: Any = original, name: str = kind.__name__) -> bool:
+            answers.setdefault(name, []).append(original(self, *args))
+            return answers[name][-1]
+
+        monkeypatch.setattr(kind, "__call__", call)
+    return answers
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_same_bits(arch: str, tmp_path: Path, calls: dict[str, list[bool]]) -> None:
+    folder = tiny_model(arch, tmp_path)
+    for options in ({"dtype": "f32"}, {"dtype": "bf16"}, {"quantize": "q8_0"}, {"quantize": "q4_0"}):
+        wanted = run(folder, OneByOne(), "f16", **options)
+        assert not calls
+        assert wanted.isfinite().all()
+        assert torch.equal(run(folder, CpuKernels(), "f16", **options), wanted), options
+        assert set(calls) == {"BoundAttention", "BoundMlp"} | ({"BoundDeltaNet"} if arch == "qwen3_5" else set())
+        for name, answers in calls.items():
+            assert set(answers) == {True, False}, f"{name} was not asked for few tokens and for many"
+        calls.clear()
+
+
+@pytest.mark.parametrize("k_type", ["f32", "bf16", "q8_0"])
+def test_every_type_of_cells(k_type: str, tmp_path: Path) -> None:
+    folder = tiny_model("qwen3", tmp_path)
+    assert torch.equal(run(folder, CpuKernels(), k_type), run(folder, OneByOne(), k_type))
+
+
+def test_a_window_and_a_large_group_of_heads(tmp_path: Path) -> None:
+    folder = tiny_model("mistral", tmp_path, num_attention_heads=6, num_key_value_heads=1, sliding_window=20)
+    assert torch.equal(run(folder, CpuKernels(), "f16"), run(folder, OneByOne(), "f16"))
