@@ -30,6 +30,7 @@ PRECISIONS: dict[str, tuple[str, str, str, bool]] = {
     "bf16": ("bfloat16", "f16", "folder", False),
     "q8_0": ("bfloat16", "q8_0", "gguf", False),
     "q4_0": ("bfloat16", "q4_0", "gguf", False),
+    "q4_k_m": ("bfloat16", "q4_k_m", "gguf", False),
 }
 MARGIN = 1024
 

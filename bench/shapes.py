@@ -67,13 +67,47 @@ def write_model(shape: str, root: Path, dtype: str = "bfloat16") -> Path:
 
 
 def write_gguf(folder: Path, file_type: str) -> Path:
-    """The same weights as a GGUF file of one type."""
+    """The same weights as a GGUF file of one type; for ``q4_k_m`` other random ones, as nothing here packs those."""
     from elastikv.weights.gguf_export import export_gguf
 
     path = folder.with_name(f"{folder.name}-{file_type}.gguf")
-    if not path.exists():
+    if not path.exists() and file_type == "q4_k_m":
+        _write_q4_k_m(write_gguf(folder, "f16"), path)
+    elif not path.exists():
         export_gguf(folder, path, file_type=file_type)
     return path
+
+
+def _write_q4_k_m(source: Path, path: Path) -> None:
+    """A GGUF file's matrices as random blocks, of the types that llama.cpp's Q4_K_M has."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+
+    reader, random = GGUFReader(source), np.random.default_rng(0)
+    writer = GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            is_array = field.types[0] == GGUFValueType.ARRAY
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if is_array else None)
+    for tensor in reader.tensors:
+        if tensor.data.ndim == 1:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+            continue
+        name = tensor.name
+        layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
+        finer = name.startswith(("token_embd", "output")) or (("attn_v" in name or "ffn_down" in name) and layer % 2)
+        kind = GGMLQuantizationType.Q6_K if finer else GGMLQuantizationType.Q4_K
+        n_values, n_bytes = GGML_QUANT_SIZES[kind]
+        n_out, n_in = tensor.data.shape
+        blocks = random.integers(0, 256, (n_out * n_in // n_values, n_bytes), dtype=np.uint8)
+        scale = np.frombuffer(np.float16(2e-5).tobytes(), np.uint8)  # weights of about 0.02
+        for place in (208,) if finer else (0, 2):
+            blocks[:, place : place + 2] = scale
+        writer.add_tensor(name, blocks.reshape(n_out, -1), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _write_tokenizer(folder: Path) -> None:

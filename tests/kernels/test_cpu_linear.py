@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from cpu_cases import cpu, poisoned
+from support.gguf_files import K_QUANTS, random_blocks
 
 from elastikv.kernels.base import PackedTensor, Weight
 from elastikv.kernels.cpu import linear
 from elastikv.weights import quants
 
-FORMATS = ["f32", "f16", "bf16", "q8_0", "q4_0"]
+FORMATS = ["f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -20,7 +21,7 @@ def make_weight(kind: str, n_out: int, n_in: int) -> tuple[Weight, torch.Tensor]
     if kind in DTYPES:
         dense = values.to(DTYPES[kind])
         return dense, dense.double()
-    packed = quants.pack(values, kind)
+    packed = torch.from_numpy(random_blocks(kind, n_out, n_in)) if kind in K_QUANTS else quants.pack(values, kind)
     return PackedTensor(kind, (n_out, n_in), packed), quants.unpack(packed, kind).double()
 
 
@@ -46,8 +47,8 @@ def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:
     if product.is_portable or kind in ("f32", "f16"):  # type: ignore[attr-defined]
         return 1e-6
     if n == 1:
-        return 8e-3 if kind == "q4_0" else 1e-6
-    return 4e-3
+        return 8e-3 if kind in ("q4_0", *K_QUANTS) else 1e-6
+    return 8e-3 if kind in K_QUANTS and n <= 16 else 4e-3
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -56,7 +57,8 @@ def test_values(product: linear.LinearKernel, kind: str, n: int, monkeypatch: py
     monkeypatch.setattr(linear, "TILE_VALUES", 20 * 224)  # several tiles, the last one smaller
     monkeypatch.setattr(linear, "INPUT_VALUES", 15 * 224)
     torch.manual_seed(0)
-    for n_in in (224, 320):  # an odd and an even number of blocks' pairs, and one that is no pair
+    # An odd and an even number of blocks' pairs, and one that is no pair; or an odd and an even number of large blocks.
+    for n_in in (256, 768, 1024) if kind in K_QUANTS else (224, 320):
         weight, values = make_weight(kind, 53, n_in)
         x, bias = torch.randn(n, n_in), torch.randn(53)
         out = product(x, weight, bias, poisoned(n, 53))

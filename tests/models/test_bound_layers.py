@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.forward import decode, open_memory, random_ids
+from support.gguf_files import random_blocks, rewrite
 from support.tiny_models import ARCHITECTURES, N_VOCAB, tiny_model
 
 from elastikv.kernels.cpu import CpuKernels
 from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
 from elastikv.models import load_model
+from elastikv.weights.gguf_export import export_gguf
 
 
 class OneByOne(CpuKernels):
@@ -80,3 +83,22 @@ def test_every_type_of_cells(k_type: str, tmp_path: Path) -> None:
 def test_a_window_and_a_large_group_of_heads(tmp_path: Path) -> None:
     folder = tiny_model("mistral", tmp_path, num_attention_heads=6, num_key_value_heads=1, sliding_window=20)
     assert torch.equal(run(folder, CpuKernels(), "f16"), run(folder, OneByOne(), "f16"))
+
+
+def test_matrices_of_two_formats(tmp_path: Path, calls: dict[str, list[bool]]) -> None:
+    """As llama.cpp's Q4_K_M files have them: V is finer than Q and K, and each second ``down`` than the others."""
+    wide = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "head_dim": 32}
+    plain = tmp_path / "plain.gguf"
+    export_gguf(tiny_model("llama", tmp_path, **wide), plain, file_type="f32")
+
+    def packed(name: str, data: np.ndarray) -> tuple[np.ndarray, str] | None:
+        if data.ndim == 1 or data.shape[1] % 256:
+            return None
+        kind = "q6_k" if "attn_v" in name or "blk.1.ffn_down" in name else "q5_k" if "attn_output" in name else "q4_k"
+        return random_blocks(kind, *data.shape), kind
+
+    mixed = rewrite(plain, tmp_path / "mixed.gguf", tensor=packed)
+    wanted = run(mixed, OneByOne(), "f16")
+    assert wanted.isfinite().all()
+    assert torch.equal(run(mixed, CpuKernels(), "f16"), wanted)
+    assert all(set(answers) == {True, False} for answers in calls.values())

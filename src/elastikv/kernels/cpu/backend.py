@@ -8,10 +8,9 @@ from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
 from elastikv.kernels.base import AttentionWeights, DeltaNetWeights, LinearParts, MlpWeights
 from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
-from elastikv.kernels.cpu.blocks import OF_TYPE
 from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp, bind, bind_one
 from elastikv.kernels.cpu.layouts import OF_DTYPE
-from elastikv.kernels.cpu.linear import SCRATCH_BYTES, LinearKernel
+from elastikv.kernels.cpu.linear import OF_TYPE, SCRATCH_BYTES, LinearKernel
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory

@@ -17,10 +17,6 @@ from elastikv.kernels.cpu.vector_math import fma, splat
 Q8_0_BLOCKS = Layout("q8_0 blocks", 0)
 Q4_0_BLOCKS = Layout("q4_0 blocks", 0)
 
-OF_TYPE = {"q8_0": Q8_0_BLOCKS, "q4_0": Q4_0_BLOCKS}
-"""Layouts of packed weights by the name of their type."""
-
-
 _BLOCK_BYTES = {Q8_0_BLOCKS.label: 34, Q4_0_BLOCKS.label: 18}
 
 

@@ -10,11 +10,10 @@ import torch
 from elastikv.batch import UBatch
 from elastikv.kernels.base import AttentionWeights, DeltaNetWeights, LinearParts, MlpWeights, PackedTensor
 from elastikv.kernels.cpu import layers
-from elastikv.kernels.cpu.blocks import OF_TYPE
 from elastikv.kernels.cpu.decode_attention import scratch_floats
 from elastikv.kernels.cpu.few_rows import Product
 from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
-from elastikv.kernels.cpu.linear import LinearKernel, matrix_of
+from elastikv.kernels.cpu.linear import OF_TYPE, LinearKernel, matrix_of
 from elastikv.kernels.cpu.plan import Planner, state_table
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory

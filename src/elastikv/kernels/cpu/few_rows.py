@@ -33,14 +33,14 @@ class Product:
     """A weight's layout, and what x is rounded to: where there is one row of it, and where there are several."""
 
     def __init__(self, weight: Layout, one: Layout, several: Layout) -> None:
-        self.max_rows = 16 if several is BF16 else 8
+        self.max_rows = 8 if several is F32 else 16
         """Rows of x up to which reading the weight once beats products of whole matrices."""
         self._numba_type_ = ProductType(weight, one, several)
 
 
 @functools.cache
 def product_of(weight: Layout, one: Layout = F32, several: Layout = F32) -> Product:
-    """The one tag for these layouts. one: F32 or Q8_0 (n_in % 64 == 0); several: F32 or BF16 (n_in % 32 == 0)."""
+    """The one tag for these layouts. Each F32, BF16 (n_in % 32 == 0) or Q8_0 (n_in % 64 == 0)."""
     return Product(weight, one, several)
 
 
@@ -67,8 +67,8 @@ def multiply(product: Any, matrix: Matrix, rows: Rows) -> None:
 @overload(multiply)
 def _choose(product: Any, matrix: Any, rows: Any) -> Any:
     layout = product.weight
-    multiply_one = gemv_int8.multiply if product.one.label == Q8_0.label else gemv.multiply
-    multiply_several = gemv_bf16.multiply if product.several.label == BF16.label else gemv.multiply
+    kernels = {F32.label: gemv.multiply, BF16.label: gemv_bf16.multiply, Q8_0.label: gemv_int8.multiply}
+    multiply_one, multiply_several = kernels[product.one.label], kernels[product.several.label]
 
     def apply(product: Any, matrix: Any, rows: Any) -> Any:
         if rows[2] == 1:

@@ -1,10 +1,10 @@
-"""Products of a packed weight matrix with one vector, itself rounded to 8 bits in blocks of 32 values.
+"""Products of a packed weight matrix with a few vectors, rounded to 8 bits in blocks of 32 values.
 
 Reading 4-bit weights is faster than widening them to float32; whole-number products keep up with the
 reading. Rounding x adds about 0.5 % relative rms error, beside the 8 % that q4_0 weights have.
 
-Blocks go in pairs (64 values). Weights are stored without sign, ``w + bias``; because the sum over a block of
-``(w + bias) x`` is too large by ``bias * sum(x)``, each pair's sums start at minus that, spread over its lanes.
+x goes in pairs of blocks (64 values), as ``vnni.dot_group`` takes them. Weights are stored without sign, ``w + bias``;
+because a sum of ``(w + bias) x`` is too large by ``bias * sum(x)``, sums start at minus that.
 """
 
 from __future__ import annotations
@@ -15,28 +15,37 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from elastikv.kernels.cpu.blocks import Q8_0_BLOCKS
+from elastikv.kernels.cpu.blocks import Q4_0_BLOCKS, Q8_0_BLOCKS
 from elastikv.kernels.cpu.gemv import AHEAD, Matrix, Rows
 from elastikv.kernels.cpu.jit import inlined, kernel
+from elastikv.kernels.cpu.k_blocks import Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS
 from elastikv.kernels.cpu.layouts import BLOCK
 from elastikv.kernels.cpu.vector import load_f32, load_float, prefetch_once, store_float, store_i8
-from elastikv.kernels.cpu.vector_math import absolute, max_lanes, maximum, round_even, splat, sum_lanes
-from elastikv.kernels.cpu.x86 import dot_blocks
+from elastikv.kernels.cpu.vector_math import absolute, max_lanes, maximum, round_even, splat, store_sums, sum_lanes
+from elastikv.kernels.cpu.vnni import dot_group
 
 _ZERO = np.float32(0)
 _ROWS_PER_JOB = 16
 _PAIR = 2 * BLOCK
-_VECTOR_BYTES = 64
 
 
-def _pair_layout(layout: Any) -> tuple[int, int, int]:
-    """(bytes of a pair of weight blocks, the bias divided by 8, lanes that one block's products fall into in a row)."""
+def _group_layout(layout: Any) -> tuple[int, int, int, int]:
+    """(pairs of a group, its bytes, the bias divided by 4, lanes that one block's products fall into in a row)."""
     raise NotImplementedError
 
 
-@overload(_pair_layout)
-def _choose_pair_layout(layout: Any) -> Any:
-    sizes = (68, 16, 8) if layout.label == Q8_0_BLOCKS.label else (36, 1, 4)
+_GROUPS = {
+    Q8_0_BLOCKS.label: (1, 68, 32, 8),
+    Q4_0_BLOCKS.label: (1, 36, 2, 4),
+    Q4_K_BLOCKS.label: (4, 144, 1, 8),
+    Q5_K_BLOCKS.label: (4, 176, 1, 8),
+    Q6_K_BLOCKS.label: (4, 210, 8, 8),
+}
+
+
+@overload(_group_layout)
+def _choose_group_layout(layout: Any) -> Any:
+    sizes = _GROUPS[layout.label]
 
     def get(layout: Any) -> Any:
         return sizes
@@ -45,51 +54,104 @@ def _choose_pair_layout(layout: Any) -> Any:
 
 
 @inlined
-def _round_pair(x: int, bias_eighth: int, run: int, out: int, start: np.ndarray, scales: np.ndarray) -> None:
-    """64 values to int8 in the order that the weights' pair has, with the sums to start from and the scales by lane."""
+def _round_pair(x: int, bias_quarter: int, run: int, out: int, start: np.ndarray, scales: np.ndarray) -> None:
+    """64 values to int8 in the order that the weights' pair has, with the sums to start from and the scales by lane.
+
+    Sixteen values fall into four lanes, which start at ``-bias_quarter`` times their sum.
+    """
     for block in range(2):
         low, high = load_f32(x + block * 128), load_f32(x + block * 128 + 64)
         top = max_lanes(maximum(absolute(low), absolute(high)))
         inverse = splat(np.float32(127) / top if top > 0 else _ZERO)
         low, high = round_even(low * inverse), round_even(high * inverse)
-        total = np.int32(sum_lanes(low + high))
-        lane = block * run
-        store_i8(out + lane * 4, low)
-        store_i8(out + (lane + 4 if run == 8 else lane + 8) * 4, high)
-        for index in range(8):
-            place = index // run * run * 2 + block * run + index % run
-            start[place] = -bias_eighth * total
-            scales[place] = top / np.float32(127)
+        low_start = -bias_quarter * np.int32(sum_lanes(low))
+        high_start = -bias_quarter * np.int32(sum_lanes(high))
+        low_lane = block * run
+        high_lane = low_lane + (4 if run == 8 else 8)
+        store_i8(out + low_lane * 4, low)
+        store_i8(out + high_lane * 4, high)
+        for index in range(4):
+            start[low_lane + index] = low_start
+            start[high_lane + index] = high_start
+            scales[low_lane + index] = scales[high_lane + index] = top / np.float32(127)
+
+
+@inlined
+def _dot_1(layout: Any, row: int, n_groups: int, rounded: Any) -> float:
+    """One weight row times one rounded vector; two sums at once, for the latency."""
+    n_pairs, group_bytes, _, _ = _group_layout(layout)
+    x, start, scales = rounded
+    a = b = splat(_ZERO)
+    for group in range(0, n_groups - 1, 2):
+        blocks, offset = row + group * group_bytes, group * n_pairs * _PAIR
+        for line in range(0, 2 * group_bytes, 64):
+            prefetch_once(blocks + AHEAD + line)
+        a = dot_group(layout, blocks, x + offset, start + offset, scales + offset, a)
+        offset += n_pairs * _PAIR
+        b = dot_group(layout, blocks + group_bytes, x + offset, start + offset, scales + offset, b)
+    if n_groups % 2:
+        blocks, offset = row + (n_groups - 1) * group_bytes, (n_groups - 1) * n_pairs * _PAIR
+        a = dot_group(layout, blocks, x + offset, start + offset, scales + offset, a)
+    return sum_lanes(a + b)
+
+
+@inlined
+def _dot_4(layout: Any, row: int, n_groups: int, rounded: Any, offsets: Any, out: int) -> None:
+    """One weight row times four rounded vectors, which share its unpacking; writes four consecutive float32."""
+    n_pairs, group_bytes, _, _ = _group_layout(layout)
+    a = b = c = d = splat(_ZERO)
+    for group in range(n_groups):
+        blocks, offset = row + group * group_bytes, group * n_pairs * _PAIR
+        for line in range(0, group_bytes, 64):
+            prefetch_once(blocks + AHEAD + line)
+        x, start, scales = _place(rounded, offset + offsets[0])
+        a = dot_group(layout, blocks, x, start, scales, a)
+        x, start, scales = _place(rounded, offset + offsets[1])
+        b = dot_group(layout, blocks, x, start, scales, b)
+        x, start, scales = _place(rounded, offset + offsets[2])
+        c = dot_group(layout, blocks, x, start, scales, c)
+        x, start, scales = _place(rounded, offset + offsets[3])
+        d = dot_group(layout, blocks, x, start, scales, d)
+    store_sums(out, a, b, c, d)
+
+
+@inlined
+def _place(addresses: Any, offset: int) -> tuple[int, int, int]:
+    """The same place in all three arrays: a pair takes 64 bytes in each."""
+    return (addresses[0] + offset, addresses[1] + offset, addresses[2] + offset)
 
 
 @kernel
 def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
-    """As ``gemv.multiply``, for a single row of x; n_in a multiple of 64."""
+    """As ``gemv.multiply``; n_in a multiple of 64."""
     weight, weight_stride, n_out, n_in, bias = matrix
-    x, _, _, out, _ = rows
-    pair_bytes, bias_eighth, run = _pair_layout(layout)
-    n_pairs = n_in // _PAIR
-    x_bytes = np.empty(n_in, dtype=np.int8)
-    start = np.empty((n_pairs, 16), dtype=np.int32)
-    scales = np.empty((n_pairs, 16), dtype=np.float32)
-    for pair in range(n_pairs):
-        place = x_bytes.ctypes.data + pair * _PAIR
-        _round_pair(x + pair * _PAIR * 4, bias_eighth, run, place, start[pair], scales[pair])
+    x, x_stride, n, out, out_stride = rows
+    n_pairs, _, bias_quarter, run = _group_layout(layout)
+    n_groups, last = n_in // (n_pairs * _PAIR), n - 1
+    x_bytes = np.empty((n, n_in), dtype=np.int8)
+    start = np.empty((n, n_in // _PAIR, 16), dtype=np.int32)
+    scales = np.empty((n, n_in // _PAIR, 16), dtype=np.float32)
+    for row in range(n):
+        for pair in range(n_in // _PAIR):
+            source, place = x + row * x_stride + pair * _PAIR * 4, x_bytes.ctypes.data + row * n_in + pair * _PAIR
+            _round_pair(source, bias_quarter, run, place, start[row, pair], scales[row, pair])
     for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
         # Taken in here: an array is freed once nothing but its address is used.
-        rounded, x_start, x_scales = x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data
+        rounded = (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data)
+        sums = np.empty(4, dtype=np.float32)
         for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out)):
             row = weight + index * weight_stride
-            a = b = splat(_ZERO)
-            for pair in range(0, n_pairs - 1, 2):
-                blocks, offset = row + pair * pair_bytes, pair * _VECTOR_BYTES
-                prefetch_once(blocks + AHEAD)
-                prefetch_once(blocks + AHEAD + 64)
-                a = a + dot_blocks(layout, blocks, rounded + offset, x_start + offset, x_scales + offset)
-                offset += _VECTOR_BYTES
-                b = b + dot_blocks(layout, blocks + pair_bytes, rounded + offset, x_start + offset, x_scales + offset)
-            if n_pairs % 2:
-                blocks, offset = row + (n_pairs - 1) * pair_bytes, (n_pairs - 1) * _VECTOR_BYTES
-                a = a + dot_blocks(layout, blocks, rounded + offset, x_start + offset, x_scales + offset)
             add = load_float(bias + index * 4) if bias != 0 else _ZERO
-            store_float(out + index * 4, sum_lanes(a + b) + add)
+            if n == 1:
+                store_float(out + index * 4, _dot_1(layout, row, n_groups, rounded) + add)
+                continue
+            for first in range(0, n, 4):
+                offsets = (
+                    first * n_in,
+                    min(first + 1, last) * n_in,
+                    min(first + 2, last) * n_in,
+                    min(first + 3, last) * n_in,
+                )
+                _dot_4(layout, row, n_groups, rounded, offsets, sums.ctypes.data)
+                for member in range(min(n - first, 4)):
+                    store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)

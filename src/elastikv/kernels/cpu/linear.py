@@ -6,10 +6,24 @@ import torch
 
 from elastikv.kernels.base import PackedTensor, Weight
 from elastikv.kernels.cpu import gemv, x86
-from elastikv.kernels.cpu.blocks import OF_TYPE, Q4_0_BLOCKS
+from elastikv.kernels.cpu.blocks import Q4_0_BLOCKS, Q8_0_BLOCKS
 from elastikv.kernels.cpu.few_rows import Product, multiply_rows, product_of
 from elastikv.kernels.cpu.gemv import Matrix
+from elastikv.kernels.cpu.k_blocks import Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS
 from elastikv.kernels.cpu.layouts import BF16, F32, OF_DTYPE, Q8_0, Layout
+
+OF_TYPE = {
+    "q8_0": Q8_0_BLOCKS,
+    "q4_0": Q4_0_BLOCKS,
+    "q4_k": Q4_K_BLOCKS,
+    "q5_k": Q5_K_BLOCKS,
+    "q6_k": Q6_K_BLOCKS,
+}
+"""Layouts of packed weights by the name of their type."""
+
+_ALL_ROUNDED = {Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS}
+_ONE_ROUNDED = {Q4_0_BLOCKS, *_ALL_ROUNDED}
+"""Layouts whose products with 8-bit values are faster than others: for any few rows of x, and for one."""
 
 TILE_VALUES = 1 << 20
 """Weights widened at once, and results held at once before they become float32."""
@@ -44,6 +58,7 @@ class LinearKernel:
     bf16         float32                  bf16 (error 0.2 %)        bf16 (0.3 %)
     q8_0         float32                  bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
     q4_0         8-bit x (0.5 %)          bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
+    k-quants     8-bit x (0.5 %)          8-bit x (0.5 %)           bf16, unpacked in tiles (0.3 %)
     ============ ======================== ========================= ==============================
 
     Errors are the relative rms error of the output, beside what the weights lost when they were packed (q8_0 0.5 %,
@@ -72,9 +87,10 @@ class LinearKernel:
     def product(self, weight: Weight) -> Product:
         """How a few rows are multiplied with this weight."""
         (_, n_in), layout = weight.shape, _layout(weight)
-        one = Q8_0 if self._int8 and layout is Q4_0_BLOCKS and n_in % 64 == 0 else F32
-        several = BF16 if self._in_bf16(weight) and n_in % 32 == 0 else F32
-        return product_of(layout, one, several)
+        one = Q8_0 if self._int8 and layout in _ONE_ROUNDED and n_in % 64 == 0 else F32
+        if one is Q8_0 and layout in _ALL_ROUNDED:
+            return product_of(layout, Q8_0, Q8_0)
+        return product_of(layout, one, BF16 if self._in_bf16(weight) and n_in % 32 == 0 else F32)
 
     def _in_bf16(self, weight: Weight) -> bool:
         """Whether products of several rows are in bf16."""

@@ -214,6 +214,21 @@ def load_half(typing: Any, address: Any) -> Any:
     return types.float32(types.intp), emit
 
 
+def _byte_loader(signed: bool) -> Any:
+    def load(typing: Any, address: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            raw = builder.load(pointer(builder, args[0]), align=1, typ=ir.IntType(8))
+            return (builder.sext if signed else builder.zext)(raw, args[0].type)
+
+        return types.intp(types.intp), emit
+
+    return intrinsic(load)
+
+
+load_byte = _byte_loader(signed=False)
+load_signed_byte = _byte_loader(signed=True)
+
+
 @intrinsic
 def store_half(typing: Any, address: Any, value: Any) -> Any:
     """One float32 as float16, rounded to nearest even."""
