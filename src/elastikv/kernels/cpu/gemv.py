@@ -97,30 +97,50 @@ def _dot_4(layout: Any, row: int, n_in: int, x: Any, out: int) -> None:
     store_sums(out, a, b, c, d)
 
 
+@inlined
+def _multiply_one(layout: Any, matrix: Matrix, rows: Rows, begin: int, end: int) -> None:
+    """Weight rows ``begin..end`` times a single row of x."""
+    weight, weight_stride, _, n_in, bias = matrix
+    x, _, _, out, _ = rows
+    for index in range(begin, end):
+        add = load_float(bias + index * 4) if bias != 0 else _ZERO
+        store_float(out + index * 4, _dot_1(layout, weight + index * weight_stride, n_in, x) + add)
+
+
+@inlined
+def _multiply_several(layout: Any, matrix: Matrix, rows: Rows, begin: int, end: int) -> None:
+    """Weight rows ``begin..end`` times each row of x."""
+    weight, weight_stride, _, n_in, bias = matrix
+    x, x_stride, n, out, out_stride = rows
+    sums, last = np.empty(4, dtype=np.float32), n - 1
+    for index in range(begin, end):
+        row = weight + index * weight_stride
+        add = load_float(bias + index * 4) if bias != 0 else _ZERO
+        for first in range(0, n, 4):
+            group = (
+                x + first * x_stride,
+                x + min(first + 1, last) * x_stride,
+                x + min(first + 2, last) * x_stride,
+                x + min(first + 3, last) * x_stride,
+            )
+            _dot_4(layout, row, n_in, group, sums.ctypes.data)
+            for member in range(min(n - first, 4)):
+                store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
+
+
 @kernel
 def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
     """``out = x @ weight.T + bias`` for a few rows of x, float32."""
-    weight, weight_stride, n_out, n_in, bias = matrix
-    x, x_stride, n, out, out_stride = rows
-    for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
-        sums = np.empty(4, dtype=np.float32)
-        for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out)):
-            row = weight + index * weight_stride
-            add = load_float(bias + index * 4) if bias != 0 else _ZERO
-            if n == 1:
-                store_float(out + index * 4, _dot_1(layout, row, n_in, x) + add)
-                continue
-            for first in range(0, n, 4):
-                last = n - 1
-                group = (
-                    x + first * x_stride,
-                    x + min(first + 1, last) * x_stride,
-                    x + min(first + 2, last) * x_stride,
-                    x + min(first + 3, last) * x_stride,
-                )
-                _dot_4(layout, row, n_in, group, sums.ctypes.data)
-                for member in range(min(n - first, 4)):
-                    store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
+    n_out, n = matrix[2], rows[2]
+    n_jobs = (n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB
+    if n == 1:
+        for job in prange(n_jobs):
+            begin = job * _ROWS_PER_JOB
+            _multiply_one(layout, matrix, rows, begin, min(begin + _ROWS_PER_JOB, n_out))
+    else:
+        for job in prange(n_jobs):
+            begin = job * _ROWS_PER_JOB
+            _multiply_several(layout, matrix, rows, begin, min(begin + _ROWS_PER_JOB, n_out))
 
 
 @kernel

@@ -121,13 +121,44 @@ def _place(addresses: Any, offset: int) -> tuple[int, int, int]:
     return (addresses[0] + offset, addresses[1] + offset, addresses[2] + offset)
 
 
+@inlined
+def _multiply_one(layout: Any, matrix: Matrix, out: int, rounded: Any, begin: int, end: int) -> None:
+    """Weight rows ``begin..end`` times a single vector."""
+    weight, weight_stride, _, n_in, bias = matrix
+    n_groups = n_in // (_group_layout(layout)[0] * _PAIR)
+    for index in range(begin, end):
+        add = load_float(bias + index * 4) if bias != 0 else _ZERO
+        store_float(out + index * 4, _dot_1(layout, weight + index * weight_stride, n_groups, rounded) + add)
+
+
+@inlined
+def _multiply_several(layout: Any, matrix: Matrix, rows: Rows, rounded: Any, begin: int, end: int) -> None:
+    """Weight rows ``begin..end`` times each vector."""
+    weight, weight_stride, _, n_in, bias = matrix
+    _, _, n, out, out_stride = rows
+    n_groups, last = n_in // (_group_layout(layout)[0] * _PAIR), n - 1
+    sums = np.empty(4, dtype=np.float32)
+    for index in range(begin, end):
+        row = weight + index * weight_stride
+        add = load_float(bias + index * 4) if bias != 0 else _ZERO
+        for first in range(0, n, 4):
+            offsets = (
+                first * n_in,
+                min(first + 1, last) * n_in,
+                min(first + 2, last) * n_in,
+                min(first + 3, last) * n_in,
+            )
+            _dot_4(layout, row, n_groups, rounded, offsets, sums.ctypes.data)
+            for member in range(min(n - first, 4)):
+                store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
+
+
 @kernel
 def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
     """As ``gemv.multiply``; n_in a multiple of 64."""
-    weight, weight_stride, n_out, n_in, bias = matrix
-    x, x_stride, n, out, out_stride = rows
-    n_pairs, _, bias_quarter, run = _group_layout(layout)
-    n_groups, last = n_in // (n_pairs * _PAIR), n - 1
+    n_out, n_in = matrix[2], matrix[3]
+    x, x_stride, n, out, _ = rows
+    _, _, bias_quarter, run = _group_layout(layout)
     x_bytes = np.empty((n, n_in), dtype=np.int8)
     start = np.empty((n, n_in // _PAIR, 16), dtype=np.int32)
     scales = np.empty((n, n_in // _PAIR, 16), dtype=np.float32)
@@ -135,23 +166,16 @@ def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
         for pair in range(n_in // _PAIR):
             source, place = x + row * x_stride + pair * _PAIR * 4, x_bytes.ctypes.data + row * n_in + pair * _PAIR
             _round_pair(source, bias_quarter, run, place, start[row, pair], scales[row, pair])
-    for job in prange((n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB):
-        # Taken in here: an array is freed once nothing but its address is used.
-        rounded = (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data)
-        sums = np.empty(4, dtype=np.float32)
-        for index in range(job * _ROWS_PER_JOB, min((job + 1) * _ROWS_PER_JOB, n_out)):
-            row = weight + index * weight_stride
-            add = load_float(bias + index * 4) if bias != 0 else _ZERO
-            if n == 1:
-                store_float(out + index * 4, _dot_1(layout, row, n_groups, rounded) + add)
-                continue
-            for first in range(0, n, 4):
-                offsets = (
-                    first * n_in,
-                    min(first + 1, last) * n_in,
-                    min(first + 2, last) * n_in,
-                    min(first + 3, last) * n_in,
-                )
-                _dot_4(layout, row, n_groups, rounded, offsets, sums.ctypes.data)
-                for member in range(min(n - first, 4)):
-                    store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
+    n_jobs = (n_out + _ROWS_PER_JOB - 1) // _ROWS_PER_JOB
+    # Addresses are taken inside the loops: an array is freed once nothing but its address is used.
+    if n == 1:
+        for job in prange(n_jobs):
+            begin = job * _ROWS_PER_JOB
+            end = min(begin + _ROWS_PER_JOB, n_out)
+            _multiply_one(layout, matrix, out, (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data), begin, end)
+    else:
+        for job in prange(n_jobs):
+            begin = job * _ROWS_PER_JOB
+            end = min(begin + _ROWS_PER_JOB, n_out)
+            rounded = (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data)
+            _multiply_several(layout, matrix, rows, rounded, begin, end)
