@@ -5,6 +5,11 @@
 Each side is a process of its own that loads its model once and then waits for orders, so that only one side
 computes at a time. Contexts are filled by real prefill. llama.cpp comes from the `xllamacpp` package and is timed
 by its own server's `timings`; transformers runs a plain loop over `model(...)` with a DynamicCache, in float32.
+
+llama.cpp takes a quarter of an hour for a prompt of 16,384 tokens. With `--slots DIR` its context is saved once, and
+restored for every other precision, whose cells are as many and as large:
+
+    python bench/peers.py --precision q4_0 bf16 f32 --prompts "" --depths 16384 --slots /var/tmp/slots
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,8 +84,11 @@ class ElastikvSide:
 
 
 class LlamaCppSide:
-    def __init__(self, model: Path, threads: int, n_ctx: int, n_parallel: int) -> None:
+    def __init__(self, model: Path, threads: int, n_ctx: int, n_parallel: int, slots: str = "") -> None:
         import xllamacpp
+
+        self._slots = Path(slots) if slots else None
+        self._restored = ""
 
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
@@ -91,6 +100,9 @@ class LlamaCppSide:
         params.fit_params = False
         params.cache_ram_mib = 0
         params.verbosity = 0
+        if self._slots is not None:
+            params.slot_save_path = f"{self._slots}/"
+            params.endpoint_slots = True
         self.server = xllamacpp.Server(params)
 
     def _complete(self, prompt: list[int], n_predict: int, slot: int = 0) -> dict[str, Any]:
@@ -103,13 +115,38 @@ class LlamaCppSide:
             raise RuntimeError(f"llama.cpp answered without timings: {str(answer)[:300]}")
         return answer["timings"]
 
+    def _move_slot(self, action: str, name: str) -> None:
+        """Save the first slot's cells to a file, or restore them."""
+        request = urllib.request.Request(
+            f"{self.server.listening_address}/slots/0?action={action}",
+            data=json.dumps({"filename": name}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request).read()
+
+    def _fill_from_file(self, depth: int, salt: int) -> None:
+        """Have the first slot hold the prompt that another precision has computed, or compute it and save it."""
+        assert self._slots is not None
+        name = f"{depth}-{salt}.bin"
+        if self._restored == name:
+            return
+        if (self._slots / name).exists():
+            self._move_slot("restore", name)
+        else:
+            self._complete(tokens(depth, salt), 1)
+            self._move_slot("save", name)
+        self._restored = name
+
     def prefill(self, n: int, salt: int) -> float:
+        self._restored = ""
         timings = self._complete(tokens(n, salt), 1)
         return n * timings["prompt_ms"] / timings["prompt_n"] / 1e3
 
     def decode(self, n: int, depth: int, salt: int, count: int = 1) -> float:
         """Of ``count`` slots the slowest counts; they start together, because their prompts are in their caches."""
         prompts = [tokens(depth, salt + slot) for slot in range(count)]
+        if self._slots is not None and count == 1 and depth > MARGIN:
+            self._fill_from_file(depth, salt)
         if count > 1:
             for slot, prompt in enumerate(prompts):
                 self._complete(prompt, 1, slot)
@@ -164,9 +201,10 @@ SIDES: dict[str, Callable[..., Any]] = {
 # --- one process per side ---
 
 
-def serve_side(name: str, model: str, threads: int, n_ctx: int, n_parallel: int) -> None:
+def serve_side(name: str, model: str, slots: str, threads: int, n_ctx: int, n_parallel: int) -> None:
     """Obey one JSON order a line: {"op": "prefill" | "decode", ...} -> {"seconds": ...}."""
-    side = SIDES[name](Path(model), threads, n_ctx, n_parallel)
+    more = (slots,) if name == "llama.cpp" else ()
+    side = SIDES[name](Path(model), threads, n_ctx, n_parallel, *more)
     side.prefill(min(600, n_ctx - MARGIN), 0)  # compiles, pages in, allocates
     side.decode(2, 32, 0)
     print(json.dumps({"ready": True}), flush=True)
@@ -183,10 +221,10 @@ def _resident_bytes() -> int:
 
 
 class Worker:
-    def __init__(self, name: str, model: Path, *numbers: int) -> None:
+    def __init__(self, name: str, model: Path, slots: Path | None, *numbers: int) -> None:
         """numbers: threads, n_ctx of a sequence, sequences."""
         self.name = name
-        command = [sys.executable, __file__, "--side", name, str(model), *map(str, numbers)]
+        command = [sys.executable, __file__, "--side", name, str(model), str(slots or ""), *map(str, numbers)]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
@@ -226,7 +264,9 @@ def start_sides(args: argparse.Namespace, precision: str, n_ctx: int, n_parallel
     gguf = write_gguf(folder, gguf_type)
     paths = {"elastikv": gguf if reads == "gguf" else folder, "llama.cpp": gguf, "transformers": folder}
     names = [name for name in args.sides if name != "transformers" or (with_transformers and n_parallel == 1)]
-    return [Worker(name, paths[name], args.threads, n_ctx, n_parallel) for name in names]
+    if args.slots:
+        args.slots.mkdir(parents=True, exist_ok=True)
+    return [Worker(name, paths[name], args.slots, args.threads, n_ctx, n_parallel) for name in names]
 
 
 def measure(args: argparse.Namespace, precision: str) -> Rates:
@@ -323,6 +363,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "elastikv-models")
+    parser.add_argument("--slots", type=Path, metavar="DIR", help="where llama.cpp keeps long contexts")
     parser.add_argument("--json", type=Path, help="write all rates here")
     parser.add_argument("--plot", type=Path, help="write a picture here")
     return parser.parse_args()
@@ -330,8 +371,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     if sys.argv[1:2] == ["--side"]:
-        name, model, *numbers = sys.argv[2:]
-        serve_side(name, model, *map(int, numbers))
+        name, model, slots, *numbers = sys.argv[2:]
+        serve_side(name, model, slots, *map(int, numbers))
         return
     args = parse_args()
     results = {}

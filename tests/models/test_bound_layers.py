@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,16 @@ def test_a_window_and_a_large_group_of_heads(tmp_path: Path) -> None:
 
 
 def test_matrices_of_two_formats(tmp_path: Path, calls: dict[str, list[bool]]) -> None:
-    """As llama.cpp's Q4_K_M files have them: V is finer than Q and K, and each second ``down`` than the others."""
+    """As llama.cpp's Q4_K_M files have them: V is finer than Q and K, and some layers' ``down`` than the others'."""
     wide = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "head_dim": 32}
+    finer = re.compile(r"blk.[01].attn_v|blk.1.ffn_down|blk.2.attn_k")  # also between two of the other format
     plain = tmp_path / "plain.gguf"
     export_gguf(tiny_model("llama", tmp_path, **wide), plain, file_type="f32")
 
     def packed(name: str, data: np.ndarray) -> tuple[np.ndarray, str] | None:
         if data.ndim == 1 or data.shape[1] % 256:
             return None
-        kind = "q6_k" if "attn_v" in name or "blk.1.ffn_down" in name else "q5_k" if "attn_output" in name else "q4_k"
+        kind = "q6_k" if finer.search(name) else "q5_k" if "attn_output" in name else "q4_k"
         return random_blocks(kind, *data.shape), kind
 
     mixed = rewrite(plain, tmp_path / "mixed.gguf", tensor=packed)

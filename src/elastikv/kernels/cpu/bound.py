@@ -27,10 +27,11 @@ class BoundLinear:
     """
 
     def __init__(self, parts: LinearParts, products: list[Product]) -> None:
-        first, last = products[0], products[-1]
+        first = products[0]
+        other = next((product for product in products if product is not first), first)
         ours = [index for index, product in enumerate(products) if product is first]
         others = [index for index, product in enumerate(products) if product is not first]
-        self.arguments = (first, _table(parts, ours), last if others else first, _table(parts, others))
+        self.arguments = (first, _table(parts, ours), other, _table(parts, others))
         self.max_rows = min(product.max_rows for product in products)
         self._parts = parts  # keeps what the addresses point to
 
