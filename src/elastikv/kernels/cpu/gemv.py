@@ -33,18 +33,20 @@ AHEAD = 4096
 
 
 @inlined
-def _dot_plain(layout: Any, row: int, n_in: int, x: int) -> float:
+def _dot_plain(layout: Any, row: int, n_in: int, x: int, strip: int) -> float:
     """One weight row times one vector; four sums at once, for the latency.
 
-    The processor foresees this pattern by itself: prefetching costs 20 %, and passes of 512 bytes instead of 256, 25 %.
+    A pass of the loop takes ``strip`` values, 256 bytes. The processor foresees this pattern by itself: passes of 512
+    bytes cost 25 %, of 128 bytes 10 %, and prefetching 20 %.
     """
     a = b = c = d = splat(_ZERO)
-    whole = n_in // 64 * 64
-    for start in range(0, whole, 64):
-        a = fma(load(layout, row, 0, start), load_f32(x + start * 4), a)
-        b = fma(load(layout, row, 0, start + 16), load_f32(x + start * 4 + 64), b)
-        c = fma(load(layout, row, 0, start + 32), load_f32(x + start * 4 + 128), c)
-        d = fma(load(layout, row, 0, start + 48), load_f32(x + start * 4 + 192), d)
+    whole = n_in // strip * strip
+    for first in range(0, whole, strip):
+        for start in range(first, first + strip, 64):
+            a = fma(load(layout, row, 0, start), load_f32(x + start * 4), a)
+            b = fma(load(layout, row, 0, start + 16), load_f32(x + start * 4 + 64), b)
+            c = fma(load(layout, row, 0, start + 32), load_f32(x + start * 4 + 128), c)
+            d = fma(load(layout, row, 0, start + 48), load_f32(x + start * 4 + 192), d)
     for start in range(whole, n_in, LANES):
         a = fma(load_values(layout, row, 0, start, n_in), load_values(F32, x, 0, start, n_in), a)
     return sum_lanes((a + b) + (c + d))
@@ -76,12 +78,18 @@ def _dot_1(layout: Any, row: int, n_in: int, x: int) -> float:
 
 @overload(_dot_1)
 def _choose_dot_1(layout: Any, row: Any, n_in: Any, x: Any) -> Any:
-    dot = _dot_plain if layout.value_bytes > 0 else _dot_packed
+    if layout.value_bytes == 0:
 
-    def apply(layout: Any, row: Any, n_in: Any, x: Any) -> Any:
-        return dot(layout, row, n_in, x)
+        def packed(layout: Any, row: Any, n_in: Any, x: Any) -> Any:
+            return _dot_packed(layout, row, n_in, x)
 
-    return apply
+        return packed
+    strip = 256 // layout.value_bytes
+
+    def plain(layout: Any, row: Any, n_in: Any, x: Any) -> Any:
+        return _dot_plain(layout, row, n_in, x, strip)
+
+    return plain
 
 
 @inlined
