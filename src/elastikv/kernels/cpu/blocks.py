@@ -10,26 +10,12 @@ from typing import Any
 
 from numba.extending import overload
 
-from elastikv.kernels.cpu.layouts import BLOCK, Layout, load, load_part, row_bytes
+from elastikv.kernels.cpu.layouts import BLOCK, Layout, load
 from elastikv.kernels.cpu.vector import Vector, load_f32, load_half, load_high_nibbles, load_i8, load_low_nibbles
 from elastikv.kernels.cpu.vector_math import fma, splat
 
-Q8_0_BLOCKS = Layout("q8_0 blocks", 0)
-Q4_0_BLOCKS = Layout("q4_0 blocks", 0)
-
-_BLOCK_BYTES = {Q8_0_BLOCKS.label: 34, Q4_0_BLOCKS.label: 18}
-
-
-@overload(row_bytes, inline="always")
-def _row_bytes(layout: Any, width: Any) -> Any:
-    size = _BLOCK_BYTES.get(layout.label)
-    if size is None:
-        return None
-
-    def of_blocks(layout: Any, width: Any) -> Any:
-        return width // BLOCK * size
-
-    return of_blocks
+Q8_0_BLOCKS = Layout("q8_0 blocks", 0, block=(BLOCK, 34))
+Q4_0_BLOCKS = Layout("q4_0 blocks", 0, block=(BLOCK, 18))
 
 
 def add_products(layout: Any, row: int, start: int, x: int, sums: Vector) -> Vector:
@@ -80,14 +66,3 @@ def _load(layout: Any, row: Any, scales: Any, start: Any) -> Any:
 
         return nibbles
     return None
-
-
-@overload(load_part)
-def _load_part(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
-    if layout.label not in (Q8_0_BLOCKS.label, Q4_0_BLOCKS.label):
-        return None
-
-    def whole(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
-        return load(layout, row, scales, start)  # rows are whole blocks: there are no parts
-
-    return whole

@@ -10,15 +10,15 @@ import functools
 from typing import Any
 
 from numba import types
-from numba.core.imputils import lower_constant
-from numba.extending import NativeValue, models, overload, register_model, unbox
+from numba.extending import overload
 
 from elastikv.kernels.cpu import gemv, gemv_bf16, gemv_int8
 from elastikv.kernels.cpu.gemv import Matrix, Rows
 from elastikv.kernels.cpu.jit import fused
-from elastikv.kernels.cpu.layouts import BF16, F32, Q8_0, Layout
+from elastikv.kernels.cpu.layouts import BF16, F32, Q8_0, Layout, tag_type
 
 
+@tag_type
 class ProductType(types.Type):
     """numba's type of a product tag."""
 
@@ -39,24 +39,9 @@ class Product:
 
 
 @functools.cache
-def product_of(weight: Layout, one: Layout = F32, several: Layout = F32) -> Product:
+def product_of(weight: Layout, one: Layout, several: Layout) -> Product:
     """The one tag for these layouts. Each F32, BF16 (n_in % 32 == 0) or Q8_0 (n_in % 64 == 0)."""
     return Product(weight, one, several)
-
-
-@register_model(ProductType)
-class _ProductModel(models.OpaqueModel):
-    """A tag carries no value."""
-
-
-@lower_constant(ProductType)
-def _lower_product(context: Any, builder: Any, typ: ProductType, value: Product) -> Any:
-    return context.get_dummy_value()
-
-
-@unbox(ProductType)
-def _unbox_product(typ: ProductType, obj: Any, c: Any) -> NativeValue:
-    return NativeValue(c.context.get_dummy_value())
 
 
 def multiply(product: Any, matrix: Matrix, rows: Rows) -> None:

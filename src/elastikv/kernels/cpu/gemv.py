@@ -15,6 +15,7 @@ from numba.extending import overload
 from elastikv.kernels.cpu.blocks import add_products
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.layouts import BLOCK, F32, load, load_values, row_bytes, store_values
+from elastikv.kernels.cpu.tiles import tile_rows
 from elastikv.kernels.cpu.vector import LANES, load_f32, load_float, prefetch_once, store_float
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums, sum_lanes
 
@@ -120,18 +121,12 @@ def _multiply_several(layout: Any, matrix: Matrix, rows: Rows, begin: int, end: 
     """Weight rows ``begin..end`` times each row of x."""
     weight, weight_stride, _, n_in, bias = matrix
     x, x_stride, n, out, out_stride = rows
-    sums, last = np.empty(4, dtype=np.float32), n - 1
+    sums = np.empty(4, dtype=np.float32)
     for index in range(begin, end):
         row = weight + index * weight_stride
         add = load_float(bias + index * 4) if bias != 0 else _ZERO
         for first in range(0, n, 4):
-            group = (
-                x + first * x_stride,
-                x + min(first + 1, last) * x_stride,
-                x + min(first + 2, last) * x_stride,
-                x + min(first + 3, last) * x_stride,
-            )
-            _dot_4(layout, row, n_in, group, sums.ctypes.data)
+            _dot_4(layout, row, n_in, tile_rows(x, x_stride, first, n - 1), sums.ctypes.data)
             for member in range(min(n - first, 4)):
                 store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
 

@@ -15,11 +15,12 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from elastikv.kernels.cpu.blocks import Q4_0_BLOCKS, Q8_0_BLOCKS
+from elastikv.kernels.cpu.blocks import Q4_0_BLOCKS
 from elastikv.kernels.cpu.gemv import AHEAD, Matrix, Rows
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.k_blocks import Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS
-from elastikv.kernels.cpu.layouts import BLOCK
+from elastikv.kernels.cpu.layouts import BLOCK, row_bytes
+from elastikv.kernels.cpu.tiles import tile_rows
 from elastikv.kernels.cpu.vector import load_f32, load_float, prefetch_once, store_float, store_i8
 from elastikv.kernels.cpu.vector_math import absolute, max_lanes, maximum, round_even, splat, store_sums, sum_lanes
 from elastikv.kernels.cpu.vnni import dot_group
@@ -29,17 +30,16 @@ _ROWS_PER_JOB = 16
 _PAIR = 2 * BLOCK
 
 
-def _group_layout(layout: Any) -> tuple[int, int, int, int]:
-    """(pairs of a group, its bytes, the bias divided by 4, lanes that one block's products fall into in a row)."""
+def _group_layout(layout: Any) -> tuple[int, int, int]:
+    """(pairs of a group, the bias divided by 4, lanes that one block's products fall into in a row)."""
     raise NotImplementedError
 
 
 _GROUPS = {
-    Q8_0_BLOCKS.label: (1, 68, 32, 8),
-    Q4_0_BLOCKS.label: (1, 36, 2, 4),
-    Q4_K_BLOCKS.label: (4, 144, 1, 8),
-    Q5_K_BLOCKS.label: (4, 176, 1, 8),
-    Q6_K_BLOCKS.label: (4, 210, 8, 8),
+    Q4_0_BLOCKS.label: (1, 2, 4),
+    Q4_K_BLOCKS.label: (4, 1, 8),
+    Q5_K_BLOCKS.label: (4, 1, 8),
+    Q6_K_BLOCKS.label: (4, 8, 8),
 }
 
 
@@ -79,7 +79,8 @@ def _round_pair(x: int, bias_quarter: int, run: int, out: int, start: np.ndarray
 @inlined
 def _dot_1(layout: Any, row: int, n_groups: int, rounded: Any) -> float:
     """One weight row times one rounded vector; two sums at once, for the latency."""
-    n_pairs, group_bytes, _, _ = _group_layout(layout)
+    n_pairs, _, _ = _group_layout(layout)
+    group_bytes = row_bytes(layout, n_pairs * _PAIR)
     x, start, scales = rounded
     a = b = splat(_ZERO)
     for group in range(0, n_groups - 1, 2):
@@ -98,7 +99,8 @@ def _dot_1(layout: Any, row: int, n_groups: int, rounded: Any) -> float:
 @inlined
 def _dot_4(layout: Any, row: int, n_groups: int, rounded: Any, offsets: Any, out: int) -> None:
     """One weight row times four rounded vectors, which share its unpacking; writes four consecutive float32."""
-    n_pairs, group_bytes, _, _ = _group_layout(layout)
+    n_pairs, _, _ = _group_layout(layout)
+    group_bytes = row_bytes(layout, n_pairs * _PAIR)
     a = b = c = d = splat(_ZERO)
     for group in range(n_groups):
         blocks, offset = row + group * group_bytes, group * n_pairs * _PAIR
@@ -136,18 +138,13 @@ def _multiply_several(layout: Any, matrix: Matrix, rows: Rows, rounded: Any, beg
     """Weight rows ``begin..end`` times each vector."""
     weight, weight_stride, _, n_in, bias = matrix
     _, _, n, out, out_stride = rows
-    n_groups, last = n_in // (_group_layout(layout)[0] * _PAIR), n - 1
+    n_groups = n_in // (_group_layout(layout)[0] * _PAIR)
     sums = np.empty(4, dtype=np.float32)
     for index in range(begin, end):
         row = weight + index * weight_stride
         add = load_float(bias + index * 4) if bias != 0 else _ZERO
         for first in range(0, n, 4):
-            offsets = (
-                first * n_in,
-                min(first + 1, last) * n_in,
-                min(first + 2, last) * n_in,
-                min(first + 3, last) * n_in,
-            )
+            offsets = tile_rows(0, n_in, first, n - 1)
             _dot_4(layout, row, n_groups, rounded, offsets, sums.ctypes.data)
             for member in range(min(n - first, 4)):
                 store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
@@ -158,7 +155,7 @@ def multiply(layout: Any, matrix: Matrix, rows: Rows) -> None:
     """As ``gemv.multiply``; n_in a multiple of 64."""
     n_out, n_in = matrix[2], matrix[3]
     x, x_stride, n, out, _ = rows
-    _, _, bias_quarter, run = _group_layout(layout)
+    _, bias_quarter, run = _group_layout(layout)
     x_bytes = np.empty((n, n_in), dtype=np.int8)
     start = np.empty((n, n_in // _PAIR, 16), dtype=np.int32)
     scales = np.empty((n, n_in // _PAIR, 16), dtype=np.float32)

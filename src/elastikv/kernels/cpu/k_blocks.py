@@ -20,7 +20,7 @@ from numba.extending import intrinsic, overload
 
 from elastikv.kernels.cpu.blocks import add_products
 from elastikv.kernels.cpu.jit import inlined
-from elastikv.kernels.cpu.layouts import BLOCK, Layout, load, load_part, row_bytes
+from elastikv.kernels.cpu.layouts import BLOCK, Layout, load
 from elastikv.kernels.cpu.vector import (
     LANES,
     F32x16,
@@ -36,12 +36,13 @@ from elastikv.kernels.cpu.vector import (
 )
 from elastikv.kernels.cpu.vector_math import fma, splat
 
-Q4_K_BLOCKS = Layout("q4_k blocks", 0)
-Q5_K_BLOCKS = Layout("q5_k blocks", 0)
-Q6_K_BLOCKS = Layout("q6_k blocks", 0)
-
 _K_BLOCK = 256
-_BLOCK_BYTES = {Q4_K_BLOCKS.label: 144, Q5_K_BLOCKS.label: 176, Q6_K_BLOCKS.label: 210}
+
+Q4_K_BLOCKS = Layout("q4_k blocks", 0, block=(_K_BLOCK, 144))
+Q5_K_BLOCKS = Layout("q5_k blocks", 0, block=(_K_BLOCK, 176))
+Q6_K_BLOCKS = Layout("q6_k blocks", 0, block=(_K_BLOCK, 210))
+
+_K_LABELS = {Q4_K_BLOCKS.label, Q5_K_BLOCKS.label, Q6_K_BLOCKS.label}
 
 
 @intrinsic
@@ -108,23 +109,11 @@ def _choose_half_part(layout: Any, block: Any, part: Any, half: Any) -> Any:
     return centred if layout.label == Q6_K_BLOCKS.label else with_minimum
 
 
-@overload(row_bytes, inline="always")
-def _row_bytes(layout: Any, width: Any) -> Any:
-    size = _BLOCK_BYTES.get(layout.label)
-    if size is None:
-        return None
-
-    def of_blocks(layout: Any, width: Any) -> Any:
-        return width * size // _K_BLOCK
-
-    return of_blocks
-
-
 @overload(add_products)
 def _add_products(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
-    size = _BLOCK_BYTES.get(layout.label)
-    if size is None:
+    if layout.label not in _K_LABELS:
         return None
+    size = layout.block[1]
 
     def of_part(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
         block, part = row + start // _K_BLOCK * size, start % _K_BLOCK // BLOCK
@@ -136,23 +125,12 @@ def _add_products(layout: Any, row: Any, start: Any, x: Any, sums: Any) -> Any:
 
 @overload(load)
 def _load(layout: Any, row: Any, scales: Any, start: Any) -> Any:
-    size = _BLOCK_BYTES.get(layout.label)
-    if size is None:
+    if layout.label not in _K_LABELS:
         return None
+    size = layout.block[1]
 
     def of_part(layout: Any, row: Any, scales: Any, start: Any) -> Any:
         block, part = row + start // _K_BLOCK * size, start % _K_BLOCK // BLOCK
         return _half_part(layout, block, part, start % BLOCK // LANES)
 
     return of_part
-
-
-@overload(load_part)
-def _load_part(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
-    if layout.label not in _BLOCK_BYTES:
-        return None
-
-    def whole(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
-        return load(layout, row, scales, start)  # rows are whole blocks: there are no parts
-
-    return whole

@@ -25,23 +25,45 @@ BLOCK = 32
 """Values that share a scale in q8_0."""
 
 
+def tag_type(cls: type[types.Type]) -> type[types.Type]:
+    """Decorates numba's type of a tag: a value that carries nothing but its type."""
+    register_model(cls)(models.OpaqueModel)
+
+    @lower_constant(cls)
+    def lower(context: Any, builder: Any, typ: types.Type, value: Any) -> Any:
+        return context.get_dummy_value()
+
+    @unbox(cls)
+    def unbox_tag(typ: types.Type, obj: Any, c: Any) -> NativeValue:
+        return NativeValue(c.context.get_dummy_value())
+
+    return cls
+
+
+@tag_type
 class LayoutType(types.Type):
     """numba's type of a layout tag: one type per layout, so that kernels specialise on it."""
 
-    def __init__(self, label: str, value_bytes: int) -> None:
+    def __init__(self, label: str, value_bytes: int, block: tuple[int, int] | None) -> None:
         self.label = label
         self.value_bytes = value_bytes
+        self.block = block
         super().__init__(name=f"layout({label})")
 
 
 class Layout:
-    """A layout tag, as Python passes it to a kernel. ``value_bytes``: 0 where scales lie between the values."""
+    """A layout tag, as Python passes it to a kernel.
 
-    def __init__(self, label: str, value_bytes: int, has_scales: bool = False) -> None:
+    value_bytes: 0 where scales lie between the values, in blocks: then ``block`` is one's values and bytes.
+    """
+
+    def __init__(
+        self, label: str, value_bytes: int, has_scales: bool = False, block: tuple[int, int] | None = None
+    ) -> None:
         self.label = label
         self.value_bytes = value_bytes
         self.has_scales = has_scales
-        self._numba_type_ = LayoutType(label, value_bytes)
+        self._numba_type_ = LayoutType(label, value_bytes, block)
 
     def __repr__(self) -> str:
         return f"Layout({self.label})"
@@ -55,21 +77,6 @@ Q8_0 = Layout("q8_0", 1, has_scales=True)
 OF_CELL_TYPE = {layout.label: layout for layout in (F32, F16, BF16, Q8_0)}
 
 OF_DTYPE = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16, torch.int8: Q8_0}
-
-
-@register_model(LayoutType)
-class _LayoutModel(models.OpaqueModel):
-    """A tag carries no value."""
-
-
-@lower_constant(LayoutType)
-def _lower_layout(context: Any, builder: Any, typ: LayoutType, value: Layout) -> Any:
-    return context.get_dummy_value()
-
-
-@unbox(LayoutType)
-def _unbox_layout(typ: LayoutType, obj: Any, c: Any) -> NativeValue:
-    return NativeValue(c.context.get_dummy_value())
 
 
 def row_bytes(layout: Any, width: int) -> int:
@@ -118,9 +125,14 @@ _PLAIN_STORES = {
 
 @overload(row_bytes, inline="always")
 def _row_bytes(layout: Any, width: Any) -> Any:
+    if layout.block is not None:
+        block_values, block_bytes = layout.block
+
+        def of_blocks(layout: Any, width: Any) -> Any:
+            return width * block_bytes // block_values
+
+        return of_blocks
     size = layout.value_bytes
-    if size == 0:
-        return None
 
     def implementation(layout: Any, width: Any) -> Any:
         return width * size
@@ -171,6 +183,12 @@ def _load_part(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> An
             return load_i8_part(row + start, count) * splat(load_half(scales + start // BLOCK * 2))
 
         return scaled
+    if layout.block is not None:
+
+        def whole(layout: Any, row: Any, scales: Any, start: Any, count: Any) -> Any:
+            return load(layout, row, scales, start)  # rows are whole blocks: there are no parts
+
+        return whole
     if layout.label not in _PLAIN:
         return None
     _, load_plain_part, size = _PLAIN[layout.label]

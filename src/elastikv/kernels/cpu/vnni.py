@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from elastikv.kernels.cpu.blocks import Q4_0_BLOCKS, Q8_0_BLOCKS
+from elastikv.kernels.cpu.blocks import Q4_0_BLOCKS
 from elastikv.kernels.cpu.k_blocks import Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS
 from elastikv.kernels.cpu.vector import F32, F32x16, I32x16, Vector, call_intrinsic, pointer, vector_type
 from elastikv.kernels.cpu.x86 import instruction
@@ -101,27 +101,14 @@ def _group(write: Callable[[_Emitter], None]) -> Any:
     return intrinsic(define)
 
 
-def _scales_of_pair(code: _Emitter, block_bytes: int, block_of_lane: Sequence[int]) -> ir.Value:
-    """The float16 in front of each of two blocks, by lane."""
-    both = ir.Constant(ir.VectorType(F32, 2), ir.Undefined)
-    for index in range(2):
-        both = code.builder.insert_element(both, code.half_at(index * block_bytes), _I32(index))
-    return code.shuffled(both, both, block_of_lane)
-
-
-@_group
-def _dot_q8_0(code: _Emitter) -> None:
-    values = code.joined(code.bytes_at(2, 32), code.bytes_at(36, 32))
-    scales = _scales_of_pair(code, 34, [0] * 8 + [1] * 8)
-    unsigned = code.builder.xor(values, code.constant(values, -128))  # 128 too large
-    code.add(code.builder.fmul(code.dot(unsigned, 0, code.starts(0)), scales), 0)
-
-
 @_group
 def _dot_q4_0(code: _Emitter) -> None:
     """Low halves of both blocks, then high halves of both; 8 too large."""
     raw = code.joined(code.bytes_at(2, 16), code.bytes_at(20, 16))
-    scales = _scales_of_pair(code, 18, ([0] * 4 + [1] * 4) * 2)
+    both = ir.Constant(ir.VectorType(F32, 2), ir.Undefined)
+    for index in range(2):
+        both = code.builder.insert_element(both, code.half_at(index * 18), _I32(index))
+    scales = code.shuffled(both, both, ([0] * 4 + [1] * 4) * 2)
     unsigned = code.joined(code.masked(raw, 0, 15), code.masked(raw, 4, 15))
     code.add(code.builder.fmul(code.dot(unsigned, 0, code.starts(0)), scales), 0)
 
@@ -192,7 +179,6 @@ def _dot_q6_k(code: _Emitter) -> None:
 
 
 _OF_LABEL = {
-    Q8_0_BLOCKS.label: _dot_q8_0,
     Q4_0_BLOCKS.label: _dot_q4_0,
     Q4_K_BLOCKS.label: _dot_q4_k,
     Q5_K_BLOCKS.label: _dot_q5_k,
