@@ -30,7 +30,7 @@ from elastikv.kernels.cpu.tiles import (
     mix_2,
     mix_4,
     offset_all,
-    prefetch_run,
+    prefetch_ahead,
     score_1,
     score_2,
     score_4,
@@ -88,7 +88,7 @@ def _score_block(layout: Any, keys: int, scales: int, begin: int, end: int, q: i
         for head in range(n_kv_heads):
             k = offset_all(rows, head * head_bytes)
             s = offset_all(row_scales, head * head_scales)
-            prefetch_run(keys + ((cell + 4) * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
+            prefetch_ahead(keys + (cell * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
             first = head * group
             if group == 1:
                 score_1(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
@@ -114,7 +114,7 @@ def _mix_block(
         for head in range(n_kv_heads):
             v = offset_all(rows, head * head_bytes)
             s = offset_all(row_scales, head * head_scales)
-            prefetch_run(values + ((cell + 4) * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
+            prefetch_ahead(values + (cell * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
             first = head * group
             if group == 1:
                 mix_1(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)

@@ -12,11 +12,13 @@ import numpy as np
 
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.layouts import load_values
-from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, prefetch, store_f32
+from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, prefetch_outer, store_f32
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums
 
 BLOCK_CELLS = 64
 SCORE_STRIDE = BLOCK_CELLS * 4
+AHEAD = 16384
+"""Bytes that prefetching is ahead of reading cells: 8 and 32 KiB are about as fast, 4 KiB a fifth slower."""
 ZERO = np.float32(0)
 
 
@@ -38,10 +40,13 @@ def offset_all(addresses: Any, offset: int) -> tuple[int, int, int, int]:
 
 
 @inlined
-def prefetch_run(address: int, n_bytes: int) -> None:
-    """Ask for ``n_bytes`` in a row. In the order of memory, so that the processor's own prefetching joins in."""
+def prefetch_ahead(address: int, n_bytes: int) -> None:
+    """Ask for ``n_bytes`` in a row, ``AHEAD`` behind the address.
+
+    Call it in the order of memory, so that the processor's own prefetching joins in.
+    """
     for line in range(0, n_bytes, 64):
-        prefetch(address + line)
+        prefetch_outer(address + AHEAD + line)
 
 
 @inlined

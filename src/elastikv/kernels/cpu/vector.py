@@ -197,8 +197,11 @@ def _prefetcher(locality: int) -> Any:
     return intrinsic(prefetch)
 
 
-prefetch = _prefetcher(3)
-"""``prefetch(address)``: ask for the cache line at an address, which need not be valid."""
+prefetch_outer = _prefetcher(2)
+"""``prefetch_outer(address)``: ask for the cache line at an address, which need not be valid; only to the second cache.
+
+To the first, few lines can be on their way at a time, and loads wait behind them.
+"""
 
 prefetch_once = _prefetcher(0)
 """The same for a line that is read once: it goes past the outer caches, and displaces nothing there."""
