@@ -24,8 +24,9 @@ from numba import prange
 
 from elastikv.batch import Span, UBatch
 from elastikv.kernels.base import PackedTensor, Weight
-from elastikv.kernels.cpu import CpuKernels, set_threads
+from elastikv.kernels.cpu import CpuKernels, decode_attention, set_threads
 from elastikv.kernels.cpu.jit import kernel
+from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
 from elastikv.weights import quants
@@ -114,13 +115,24 @@ def _parts(cache: KVCache, seq_id: int) -> list[torch.Tensor]:
 
 
 def bench_attention(bench: Bench, n_heads: int, layer: KVLayer, depths: list[int], cell_type: CellType) -> None:
-    cache, ubatch = make_cache(layer, depths, cell_type), decode_ubatch(depths)
-    q = torch.randn(len(depths), n_heads, layer.head_dim)
-    out = torch.empty(len(depths), n_heads, layer.head_dim_v)
+    """The compiled kernel alone, as a bound layer calls it."""
+    cache, n_rows = make_cache(layer, depths, cell_type), len(depths)
+    q, out = torch.randn(n_rows, n_heads, layer.head_dim), torch.empty(n_rows, n_heads, layer.head_dim_v)
+    layout, heads = OF_CELL_TYPE[cell_type], (n_heads, layer.n_kv_heads, layer.head_dim, layer.head_dim_v)
+    scratch = torch.empty(n_rows * decode_attention.scratch_floats(*heads, layout, layout))
+    addresses, ends = cache.addresses(0, tuple(range(n_rows))), np.array(depths, dtype=np.int64)
+    tensors, strides = [tensor.data_ptr() for tensor in (q, scratch, out)], (q.stride(0) * 4, q.stride(1) * 4)
+
+    def attend() -> None:
+        decode_attention.attend(
+            layout, layout, addresses, ends, 0, tensors[0], strides, heads, 0.1, tensors[1], tensors[2]
+        )
+
     n_bytes = sum(part.nbytes for seq_id in range(len(depths)) for part in _parts(cache, seq_id))
-    heads = f"{n_heads}/{layer.n_kv_heads} x {layer.head_dim}"
-    case = f"{cell_type} {heads} @ {depths[0]}" + (f" x {len(depths)} sequences" if len(depths) > 1 else "")
-    bench.measure("attention", case, lambda: bench.kernels.attention(q, cache, 0, ubatch, 0.1, out), n_bytes)
+    case = f"{cell_type} {n_heads}/{layer.n_kv_heads} x {layer.head_dim} @ {depths[0]}"
+    if n_rows > 1:
+        case += f" x {n_rows} sequences"
+    bench.measure("attention", case, attend, n_bytes)
     cache.close()
 
 
@@ -181,6 +193,7 @@ def run(bench: Bench, args: argparse.Namespace) -> None:
                 bench_attention(bench, 16, KVLayer(8, 128, 128), [depth], cell_type)
         bench_attention(bench, 16, KVLayer(8, 128, 128), [2048] * 8, "f16")
         bench_attention(bench, 32, KVLayer(8, 128, 128), [8192], "f16")
+        bench_attention(bench, 32, KVLayer(8, 128, 128), [8192], "q8_0")
         bench_attention(bench, 8, KVLayer(2, 256, 256), [16384], "f16")
     if args.only in (None, "prefill"):
         for cell_type in args.cell_types.split(","):

@@ -10,6 +10,7 @@ from elastikv.kernels.cpu import CpuKernels
 from elastikv.kernels.reference import ReferenceKernels
 from elastikv.memory import KVLayer
 from elastikv.memory.base import CellType
+from elastikv.memory.cell_types import store_rows
 
 # n_heads, KVLayer(n_kv_heads, head_dim, head_dim_v, window)
 SHAPES = [
@@ -51,10 +52,32 @@ def test_many_tokens_of_one_sequence(n_heads: int, layer: KVLayer) -> None:
     check(n_heads, layer, {0: (700, 150)}, "f16", 2e-6)
 
 
-@pytest.mark.parametrize(("k_type", "v_type"), [("f16", "f16"), ("q8_0", "bf16"), ("bf16", "f32"), ("f32", "q8_0")])
-def test_cell_types(k_type: CellType, v_type: CellType) -> None:
-    """Every type as K and as V; each pair is a kernel of its own."""
-    check(4, KVLayer(2, 72, 40), {0: (200, 1), 1: (30, 40), 2: (99, 1)}, k_type, 2e-6, v_type)
+@pytest.mark.parametrize(
+    ("k_type", "v_type", "tolerance"),
+    [
+        ("f16", "f16", 2e-6),
+        ("bf16", "f32", 2e-6),
+        ("q8_0", "bf16", 2e-5),
+        ("f32", "q8_0", 8e-5),
+        ("q8_0", "q8_0", 8e-5),
+    ],
+)
+@pytest.mark.parametrize("n_heads", [2, 4, 6, 10])
+def test_cell_types(k_type: CellType, v_type: CellType, tolerance: float, n_heads: int) -> None:
+    """Every type as K and as V; each pair is a kernel of its own. q8_0 rounds queries and weights to 16 bits."""
+    check(n_heads, KVLayer(2, 72, 40), {0: (200, 1), 1: (30, 40), 2: (99, 1)}, k_type, tolerance, v_type)
+
+
+def test_weights_of_q8_0_far_apart() -> None:
+    """Each block of 64 cells rounds to 16 bits by itself: many small weights count beside few large ones."""
+    ubatch, cache = ubatch_of({0: (6000, 1)}), filled_cache(KVLayer(1, 32, 32), {0: 6001}, "q8_0")
+    cells = cache.cells(0, 0)
+    keys, values = torch.zeros(6001, 1, 32), torch.ones(6001, 1, 32)
+    keys[70:90], values[70:90] = 12.0, 0.0  # exp(12) times the weight of each of the others
+    store_rows(keys, cells.k[:6001], cells.k_scale[:6001])
+    store_rows(values, cells.v[:6001], cells.v_scale[:6001])
+    out = cpu().attention(torch.full((1, 1, 32), 1 / 32), cache, 0, ubatch, 1.0, poisoned(1, 1, 32))
+    torch.testing.assert_close(out.double(), exact_attention(torch.full((1, 1, 32), 1 / 32), cache, ubatch, 1.0))
 
 
 def test_short_and_long_spans_in_one_ubatch() -> None:

@@ -117,7 +117,7 @@ class CpuKernels:
         cells = cache.cells(layer, run.seq_ids[0])
         heads = (q.shape[1], cells.k.shape[1], q.shape[2], out.shape[2])
         addresses = cache.addresses(layer, run.seq_ids)
-        row_floats = decode_attention.scratch_floats(*heads)
+        row_floats = decode_attention.scratch_floats(*heads, OF_DTYPE[cells.k.dtype], OF_DTYPE[cells.v.dtype])
         at_once = max(_SCRATCH_FLOATS // row_floats, 1)
         scratch = self._scratch_of(min(at_once, len(run.ends)) * row_floats)
         for first in range(0, len(run.ends), at_once):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -107,9 +108,12 @@ class BoundAttention:
         norms = weights.norms
         self._norms = (0, 0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
         self._eps = 0.0 if norms is None else norms[2]
-        heads, width = (weights.n_heads, weights.n_kv_heads), weights.head_dim
-        self._row_floats = scratch_floats(*heads, width, width)
-        rows_at_once = max(max_scratch_floats // self._row_floats, 1)
+        heads = (weights.n_heads, weights.n_kv_heads, weights.head_dim, weights.head_dim)
+        self._row_floats = {
+            types: scratch_floats(*heads, *(OF_CELL_TYPE[name] for name in types))
+            for types in itertools.product(OF_CELL_TYPE, repeat=2)
+        }
+        rows_at_once = max(max_scratch_floats // max(self._row_floats.values()), 1)
         self._max_rows = min(projection.max_rows, output.max_rows, rows_at_once)
 
     def __call__(
@@ -127,7 +131,7 @@ class BoundAttention:
         plan, (n, hidden), weights = self._plan_of(ubatch), x.shape, self._weights
         if plan.rows is None or n > self._max_rows:
             return False
-        scratch = self._scratch_of(n * self._row_floats)
+        scratch = self._scratch_of(n * self._row_floats[cache.options.k_type, cache.options.v_type])
         layers.attention(
             *self._projection.arguments,
             *self._output.arguments[:2],

@@ -8,8 +8,8 @@ arXiv:1805.02867), then the weighted sum of V. At the end the parts of each row 
 How a run is cut depends on its length alone, so results depend neither on the other rows nor on threads.
 
 Scratch, in float32, per row: queries ``[n_heads, d]``; per row and part: sums ``[n_heads, dv]``, scores
-``[n_heads, 64]``, maxima and totals ``[n_heads]``. Here each group of query heads is padded to
-1, 2 or a multiple of 4, and d and dv to whole vectors.
+``[n_heads, 64]``, maxima and totals ``[n_heads]``, and what q8_0 cells need. Here each group of query heads is
+padded to 1, 2 or a multiple of 4, and d and dv to multiples of 32.
 """
 
 from __future__ import annotations
@@ -18,31 +18,14 @@ from typing import Any
 
 import numpy as np
 from numba import prange
-from numba.extending import register_jitable
+from numba.extending import overload, register_jitable
 
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import F32, load_values, row_bytes, scale_bytes, store_values
-from elastikv.kernels.cpu.tiles import (
-    BLOCK_CELLS,
-    SCORE_STRIDE,
-    ZERO,
-    mix_1,
-    mix_2,
-    mix_4,
-    offset_all,
-    prefetch_ahead,
-    score_1,
-    score_2,
-    score_4,
-    tile_rows,
-)
-from elastikv.kernels.cpu.vector import (
-    LANES,
-    load_f32,
-    load_float,
-    store_f32,
-    store_float,
-)
+from elastikv.kernels.cpu.keys import finish_scores, put_query
+from elastikv.kernels.cpu.layouts import BLOCK, F32, Layout, scale_bytes, store_values
+from elastikv.kernels.cpu.mix_int8 import mix_int8, mix_int8_floats
+from elastikv.kernels.cpu.tiles import BLOCK_CELLS, SCORE_STRIDE, ZERO, mix_floats, score_block, score_int8_floats
+from elastikv.kernels.cpu.vector import LANES, load_f32, load_float, store_f32, store_float
 from elastikv.kernels.cpu.vector_math import exp, fma, max_lanes, maximum, splat, sum_lanes
 
 MAX_PARTS = 16
@@ -58,14 +41,23 @@ def _padded_group(n_group: int) -> int:
 
 @register_jitable
 def _padded_width(width: int) -> int:
-    """Whole vectors."""
-    return (width + LANES - 1) // LANES * LANES
+    """Whole vectors, and whole blocks of q8_0."""
+    return (width + BLOCK - 1) // BLOCK * BLOCK
 
 
-def scratch_floats(n_heads: int, n_kv_heads: int, d: int, dv: int) -> int:
+@register_jitable
+def _part_floats(n_kv_heads: int, n_heads: int, d: int, dv: int, k_int8: bool, v_int8: bool) -> int:
+    """float32 values of scratch that one part needs; n_heads: padded."""
+    for_scores = score_int8_floats(n_kv_heads, d) if k_int8 else 0
+    for_sums = mix_int8_floats(n_kv_heads, n_heads, dv) if v_int8 else 0
+    return n_heads * (_padded_width(dv) + BLOCK_CELLS + 2) + max(for_scores, for_sums)
+
+
+def scratch_floats(n_heads: int, n_kv_heads: int, d: int, dv: int, k_layout: Layout, v_layout: Layout) -> int:
     """float32 values of scratch that one row needs."""
     heads = n_kv_heads * _padded_group(n_heads // n_kv_heads)
-    return heads * (_padded_width(d) + MAX_PARTS * (_padded_width(dv) + BLOCK_CELLS + 2))
+    part = _part_floats(n_kv_heads, heads, d, dv, k_layout.has_scales, v_layout.has_scales)
+    return heads * _padded_width(d) + MAX_PARTS * part
 
 
 @inlined
@@ -75,54 +67,24 @@ def _part_cells(n_cells: int) -> int:
     return (blocks + MAX_PARTS - 1) // MAX_PARTS * BLOCK_CELLS
 
 
-@inlined
-def _score_block(layout: Any, keys: int, scales: int, begin: int, end: int, q: int, scores: int, shape: Any) -> None:
-    """Scores of cells ``begin..end`` (at most 64) with all heads."""
-    n_kv_heads, group, d, wide, _, _ = shape
-    head_bytes, head_scales = row_bytes(layout, d), scale_bytes(layout, d)
-    q_stride = wide * 4
-    for cell in range(begin, end, 4):
-        rows = tile_rows(keys, n_kv_heads * head_bytes, cell, end - 1)
-        row_scales = tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
-        out = scores + (cell - begin) * 4
-        for head in range(n_kv_heads):
-            k = offset_all(rows, head * head_bytes)
-            s = offset_all(row_scales, head * head_scales)
-            prefetch_ahead(keys + (cell * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
-            first = head * group
-            if group == 1:
-                score_1(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
-            elif group == 2:
-                score_2(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
-            else:
-                for query in range(first, first + group, 4):
-                    score_4(layout, k, s, d, q + query * q_stride, q_stride, out + query * SCORE_STRIDE)
+def _mix_block(layout: Any, *args: Any) -> None:
+    """Add the weighted V rows of a block of cells to the sums of all heads. Arguments: see ``mix_floats``."""
+    raise NotImplementedError
 
 
-@inlined
-def _mix_block(
-    layout: Any, values: int, scales: int, begin: int, end: int, weights: int, sums: int, shape: Any
-) -> None:
-    """Add the weighted V rows of cells ``begin..end`` to the sums of all heads."""
-    n_kv_heads, group, _, _, dv, wide_v = shape
-    head_bytes, head_scales = row_bytes(layout, dv), scale_bytes(layout, dv)
-    stride = wide_v * 4
-    for cell in range(begin, end, 4):
-        rows = tile_rows(values, n_kv_heads * head_bytes, cell, end - 1)
-        row_scales = tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
-        w = weights + (cell - begin) * 4
-        for head in range(n_kv_heads):
-            v = offset_all(rows, head * head_bytes)
-            s = offset_all(row_scales, head * head_scales)
-            prefetch_ahead(values + (cell * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
-            first = head * group
-            if group == 1:
-                mix_1(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
-            elif group == 2:
-                mix_2(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
-            else:
-                for query in range(first, first + group, 4):
-                    mix_4(layout, v, s, dv, w + query * SCORE_STRIDE, sums + query * stride, stride)
+@overload(_mix_block)
+def _choose_mix(layout: Any, *args: Any) -> Any:
+    if layout.label == "q8_0":
+
+        def whole(layout: Any, *args: Any) -> Any:
+            mix_int8(*args)
+
+        return whole
+
+    def floats(layout: Any, *args: Any) -> Any:
+        mix_floats(layout, *args)
+
+    return floats
 
 
 @inlined
@@ -164,11 +126,12 @@ def _attend_part(
     k_layout: Any, v_layout: Any, addresses: Any, begin: int, end: int, q: int, part: int, shape: Any
 ) -> None:
     """Sums, maxima and totals of all heads over cells ``begin..end``."""
-    n_kv_heads, group, _, _, _, wide_v = shape
+    n_kv_heads, group, _, wide, _, wide_v = shape
     n_heads = n_kv_heads * group
     sums, scores = part, part + n_heads * wide_v * 4
     maxima = scores + n_heads * SCORE_STRIDE
     totals = maxima + n_heads * 4
+    extra = totals + n_heads * 4
     for head in range(n_heads):
         for start in range(0, wide_v, LANES):
             store_f32(sums + (head * wide_v + start) * 4, splat(ZERO))
@@ -176,24 +139,24 @@ def _attend_part(
         store_float(totals + head * 4, ZERO)
     for block in range(begin, end, BLOCK_CELLS):
         stop = min(block + BLOCK_CELLS, end)
-        _score_block(k_layout, addresses[0], addresses[2], block, stop, q, scores, shape)
+        score_block(k_layout, addresses[0], addresses[2], block, stop, q, scores, extra, shape)
+        for head in range(n_heads):
+            finish_scores(k_layout, q + head * wide * 4, wide, scores + head * SCORE_STRIDE, stop - block)
         _softmax_block(stop - block, n_heads, scores, sums, wide_v, maxima, totals)
-        _mix_block(v_layout, addresses[1], addresses[3], block, stop, scores, sums, shape)
+        _mix_block(v_layout, addresses[1], addresses[3], block, stop, scores, sums, extra, shape)
 
 
 @inlined
-def _pad_query(q: int, head_stride: int, scale: float, n_group: int, out: int, shape: Any) -> None:
-    """Copy one row's query heads, scaled, into padded groups; padding is zero."""
+def _pad_query(k_layout: Any, q: int, head_stride: int, scale: float, n_group: int, out: int, shape: Any) -> None:
+    """Write one row's query heads, times ``scale``, in padded groups; padding is zero."""
     n_kv_heads, group, d, wide, _, _ = shape
     for head in range(n_kv_heads):
         for member in range(group):
             target = out + (head * group + member) * wide * 4
-            source = q + (head * n_group + member) * head_stride
             for start in range(0, wide, LANES):
-                if member < n_group:
-                    store_f32(target + start * 4, load_values(F32, source, 0, start, d) * splat(scale))
-                else:
-                    store_f32(target + start * 4, splat(ZERO))
+                store_f32(target + start * 4, splat(ZERO))
+            if member < n_group:
+                put_query(k_layout, q + (head * n_group + member) * head_stride, d, wide, scale, target)
 
 
 @inlined
@@ -212,7 +175,7 @@ def _combine(parts: int, part_bytes: int, n_parts: int, head: int, shape: Any, o
         weight = np.exp(load_float(maxima + part * part_bytes) - top)
         total += load_float(totals + part * part_bytes) * weight
         store_float(maxima + part * part_bytes, weight)
-    for start in range(0, wide_v, LANES):
+    for start in range(0, dv, LANES):
         mixed = splat(ZERO)
         for part in range(n_parts):
             offset = part * part_bytes
@@ -246,11 +209,13 @@ def attend(
     shape = (n_kv_heads, group, d, wide, dv, wide_v)
     n_padded = n_kv_heads * group
     n_rows = len(ends)
-    part_bytes = n_padded * (wide_v + BLOCK_CELLS + 2) * 4
+    k_int8, v_int8 = scale_bytes(k_layout, d) > 0, scale_bytes(v_layout, dv) > 0
+    part_bytes = _part_floats(n_kv_heads, n_padded, d, dv, k_int8, v_int8) * 4
     query_bytes = n_padded * wide * 4
     row_scratch = query_bytes + MAX_PARTS * part_bytes
     for row in range(n_rows):
-        _pad_query(q + row * q_strides[0], q_strides[1], np.float32(scale), n_group, scratch + row * row_scratch, shape)
+        heads_of_row = q + row * q_strides[0]
+        _pad_query(k_layout, heads_of_row, q_strides[1], np.float32(scale), n_group, scratch + row * row_scratch, shape)
     for job in prange(MAX_PARTS * n_rows):
         slot, row = job // n_rows, job % n_rows
         first = addresses[row, 4]

@@ -1,7 +1,9 @@
-"""The two inner loops of decode attention, on tiles of four cells and one, two or four query heads.
+"""The inner loops of decode attention, on tiles of four cells and one, two or four query heads.
 
-A tile converts each K or V row once for all its query heads. Query heads lie ``q_stride`` bytes
-apart, padded with zeros to whole vectors; scores are ``[head][64 cells]``, sums ``[head][dv, padded]``.
+A tile converts each K or V row once for all its query heads. Query heads lie ``wide`` * 4 bytes apart, padded with
+zeros to whole vectors; scores are ``[head][64 cells]``, sums ``[head][dv, padded]``.
+
+shape, everywhere: (K heads, padded query heads per K head, d, wide, dv, wide_v).
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba.extending import register_jitable
 
 from elastikv.kernels.cpu.jit import inlined
-from elastikv.kernels.cpu.layouts import load_values
+from elastikv.kernels.cpu.keys import add_product, key_scale_bytes, key_step, load_key, load_query, widen_scales
+from elastikv.kernels.cpu.layouts import BLOCK, load_values, row_bytes, scale_bytes
 from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, prefetch_outer, store_f32
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums
 
@@ -49,58 +53,110 @@ def prefetch_ahead(address: int, n_bytes: int) -> None:
         prefetch_outer(address + AHEAD + line)
 
 
+# --- scores
+
+
+@register_jitable
+def score_int8_floats(n_kv_heads: int, d: int) -> int:
+    """float32 values of scratch that the scores of q8_0 cells need: four cells' scales, in whole vectors."""
+    return 4 * n_kv_heads * ((d + BLOCK - 1) // BLOCK) + LANES
+
+
 @inlined
-def score_1(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
+def _no_products() -> tuple[Vector, Vector, Vector, Vector]:
+    zero = splat(ZERO)
+    return (zero, zero, zero, zero)
+
+
+@inlined
+def _load_keys(layout: Any, rows: Any, scales: Any, start: int, width: int) -> Any:
+    """The same values of four cells."""
+    return (
+        load_key(layout, rows[0], scales[0], start, width),
+        load_key(layout, rows[1], scales[1], start, width),
+        load_key(layout, rows[2], scales[2], start, width),
+        load_key(layout, rows[3], scales[3], start, width),
+    )
+
+
+@inlined
+def _add_products(layout: Any, keys: Any, q: int, start: int, sums: Any) -> tuple[Vector, Vector, Vector, Vector]:
+    """Four cells' sums of products with the query head at ``q``, and those of the values from ``start`` on."""
+    query = load_query(layout, q, start)
+    return (
+        add_product(layout, keys[0], query, sums[0]),
+        add_product(layout, keys[1], query, sums[1]),
+        add_product(layout, keys[2], query, sums[2]),
+        add_product(layout, keys[3], query, sums[3]),
+    )
+
+
+@inlined
+def _score_1(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
     """``out[cell] = q . row``: four cells, one query head."""
-    a0 = a1 = a2 = a3 = splat(ZERO)
-    for start in range(0, width, LANES):
-        x = load_f32(q + start * 4)
-        a0 = fma(load_values(layout, rows[0], scales[0], start, width), x, a0)
-        a1 = fma(load_values(layout, rows[1], scales[1], start, width), x, a1)
-        a2 = fma(load_values(layout, rows[2], scales[2], start, width), x, a2)
-        a3 = fma(load_values(layout, rows[3], scales[3], start, width), x, a3)
-    store_sums(out, a0, a1, a2, a3)
+    a = _no_products()
+    for start in range(0, width, key_step(layout)):
+        keys = _load_keys(layout, rows, scales, start, width)
+        a = _add_products(layout, keys, q, start, a)
+    store_sums(out, *a)
 
 
 @inlined
-def score_2(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
+def _score_2(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
     """The same for two query heads."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(ZERO)
-    for start in range(0, width, LANES):
-        k0 = load_values(layout, rows[0], scales[0], start, width)
-        k1 = load_values(layout, rows[1], scales[1], start, width)
-        k2 = load_values(layout, rows[2], scales[2], start, width)
-        k3 = load_values(layout, rows[3], scales[3], start, width)
-        x = load_f32(q + start * 4)
-        a0, a1, a2, a3 = fma(k0, x, a0), fma(k1, x, a1), fma(k2, x, a2), fma(k3, x, a3)
-        y = load_f32(q + q_stride + start * 4)
-        b0, b1, b2, b3 = fma(k0, y, b0), fma(k1, y, b1), fma(k2, y, b2), fma(k3, y, b3)
-    store_sums(out, a0, a1, a2, a3)
-    store_sums(out + SCORE_STRIDE, b0, b1, b2, b3)
+    a = b = _no_products()
+    for start in range(0, width, key_step(layout)):
+        keys = _load_keys(layout, rows, scales, start, width)
+        a = _add_products(layout, keys, q, start, a)
+        b = _add_products(layout, keys, q + q_stride, start, b)
+    store_sums(out, *a)
+    store_sums(out + SCORE_STRIDE, *b)
 
 
 @inlined
-def score_4(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
+def _score_4(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
     """The same for four query heads."""
-    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = splat(ZERO)
-    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = splat(ZERO)
-    for start in range(0, width, LANES):
-        k0 = load_values(layout, rows[0], scales[0], start, width)
-        k1 = load_values(layout, rows[1], scales[1], start, width)
-        k2 = load_values(layout, rows[2], scales[2], start, width)
-        k3 = load_values(layout, rows[3], scales[3], start, width)
-        x = load_f32(q + start * 4)
-        a0, a1, a2, a3 = fma(k0, x, a0), fma(k1, x, a1), fma(k2, x, a2), fma(k3, x, a3)
-        x = load_f32(q + q_stride + start * 4)
-        b0, b1, b2, b3 = fma(k0, x, b0), fma(k1, x, b1), fma(k2, x, b2), fma(k3, x, b3)
-        x = load_f32(q + 2 * q_stride + start * 4)
-        c0, c1, c2, c3 = fma(k0, x, c0), fma(k1, x, c1), fma(k2, x, c2), fma(k3, x, c3)
-        x = load_f32(q + 3 * q_stride + start * 4)
-        d0, d1, d2, d3 = fma(k0, x, d0), fma(k1, x, d1), fma(k2, x, d2), fma(k3, x, d3)
-    store_sums(out, a0, a1, a2, a3)
-    store_sums(out + SCORE_STRIDE, b0, b1, b2, b3)
-    store_sums(out + 2 * SCORE_STRIDE, c0, c1, c2, c3)
-    store_sums(out + 3 * SCORE_STRIDE, d0, d1, d2, d3)
+    a = b = c = d = _no_products()
+    for start in range(0, width, key_step(layout)):
+        keys = _load_keys(layout, rows, scales, start, width)
+        a = _add_products(layout, keys, q, start, a)
+        b = _add_products(layout, keys, q + q_stride, start, b)
+        c = _add_products(layout, keys, q + 2 * q_stride, start, c)
+        d = _add_products(layout, keys, q + 3 * q_stride, start, d)
+    store_sums(out, *a)
+    store_sums(out + SCORE_STRIDE, *b)
+    store_sums(out + 2 * SCORE_STRIDE, *c)
+    store_sums(out + 3 * SCORE_STRIDE, *d)
+
+
+@inlined
+def score_block(
+    layout: Any, keys: int, scales: int, begin: int, end: int, q: int, scores: int, scratch: int, shape: Any
+) -> None:
+    """Scores of cells ``begin..end`` (at most 64) with all heads."""
+    n_kv_heads, group, d, wide, _, _ = shape
+    head_bytes, head_scales = row_bytes(layout, d), key_scale_bytes(layout, d)
+    q_stride = wide * 4
+    for cell in range(begin, end, 4):
+        rows = tile_rows(keys, n_kv_heads * head_bytes, cell, end - 1)
+        widen_scales(layout, scales, cell, min(cell + 4, end), n_kv_heads, d, scratch)
+        row_scales = tile_rows(scratch, n_kv_heads * head_scales, 0, end - 1 - cell)
+        out = scores + (cell - begin) * 4
+        for head in range(n_kv_heads):
+            k = offset_all(rows, head * head_bytes)
+            s = offset_all(row_scales, head * head_scales)
+            prefetch_ahead(keys + (cell * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
+            first = head * group
+            if group == 1:
+                _score_1(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
+            elif group == 2:
+                _score_2(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
+            else:
+                for query in range(first, first + group, 4):
+                    _score_4(layout, k, s, d, q + query * q_stride, q_stride, out + query * SCORE_STRIDE)
+
+
+# --- sums of V
 
 
 @inlined
@@ -115,48 +171,75 @@ def _weights(weights: int) -> tuple[Vector, Vector, Vector, Vector]:
 
 
 @inlined
-def _add_weighted(sums: int, w: Any, v0: Vector, v1: Vector, v2: Vector, v3: Vector) -> None:
-    """``sums += w . v`` on one vector of a head's sums."""
-    pair = fma(w[1], v1, fma(w[0], v0, load_f32(sums)))
-    store_f32(sums, fma(w[3], v3, fma(w[2], v2, pair)))
+def _load_rows(layout: Any, rows: Any, scales: Any, start: int, width: int) -> tuple[Vector, Vector, Vector, Vector]:
+    """The same sixteen values of four cells."""
+    return (
+        load_values(layout, rows[0], scales[0], start, width),
+        load_values(layout, rows[1], scales[1], start, width),
+        load_values(layout, rows[2], scales[2], start, width),
+        load_values(layout, rows[3], scales[3], start, width),
+    )
 
 
 @inlined
-def mix_1(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
+def _add_weighted(sums: int, w: Any, v: Any) -> None:
+    """``sums += w . v`` on one vector of a head's sums."""
+    pair = fma(w[1], v[1], fma(w[0], v[0], load_f32(sums)))
+    store_f32(sums, fma(w[3], v[3], fma(w[2], v[2], pair)))
+
+
+@inlined
+def _mix_1(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
     """``sums += weights[cell] * row``: four cells, one query head."""
     w = _weights(weights)
     for start in range(0, width, LANES):
-        v0 = load_values(layout, rows[0], scales[0], start, width)
-        v1 = load_values(layout, rows[1], scales[1], start, width)
-        v2 = load_values(layout, rows[2], scales[2], start, width)
-        v3 = load_values(layout, rows[3], scales[3], start, width)
-        _add_weighted(sums + start * 4, w, v0, v1, v2, v3)
+        _add_weighted(sums + start * 4, w, _load_rows(layout, rows, scales, start, width))
 
 
 @inlined
-def mix_2(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
+def _mix_2(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
     """The same for two query heads."""
     w, x = _weights(weights), _weights(weights + SCORE_STRIDE)
     for start in range(0, width, LANES):
-        v0 = load_values(layout, rows[0], scales[0], start, width)
-        v1 = load_values(layout, rows[1], scales[1], start, width)
-        v2 = load_values(layout, rows[2], scales[2], start, width)
-        v3 = load_values(layout, rows[3], scales[3], start, width)
-        _add_weighted(sums + start * 4, w, v0, v1, v2, v3)
-        _add_weighted(sums + stride + start * 4, x, v0, v1, v2, v3)
+        v = _load_rows(layout, rows, scales, start, width)
+        _add_weighted(sums + start * 4, w, v)
+        _add_weighted(sums + stride + start * 4, x, v)
 
 
 @inlined
-def mix_4(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
+def _mix_4(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
     """The same for four query heads."""
     w, x = _weights(weights), _weights(weights + SCORE_STRIDE)
     y, z = _weights(weights + 2 * SCORE_STRIDE), _weights(weights + 3 * SCORE_STRIDE)
     for start in range(0, width, LANES):
-        v0 = load_values(layout, rows[0], scales[0], start, width)
-        v1 = load_values(layout, rows[1], scales[1], start, width)
-        v2 = load_values(layout, rows[2], scales[2], start, width)
-        v3 = load_values(layout, rows[3], scales[3], start, width)
-        _add_weighted(sums + start * 4, w, v0, v1, v2, v3)
-        _add_weighted(sums + stride + start * 4, x, v0, v1, v2, v3)
-        _add_weighted(sums + 2 * stride + start * 4, y, v0, v1, v2, v3)
-        _add_weighted(sums + 3 * stride + start * 4, z, v0, v1, v2, v3)
+        v = _load_rows(layout, rows, scales, start, width)
+        _add_weighted(sums + start * 4, w, v)
+        _add_weighted(sums + stride + start * 4, x, v)
+        _add_weighted(sums + 2 * stride + start * 4, y, v)
+        _add_weighted(sums + 3 * stride + start * 4, z, v)
+
+
+@inlined
+def mix_floats(
+    layout: Any, values: int, scales: int, begin: int, end: int, weights: int, sums: int, scratch: int, shape: Any
+) -> None:
+    """Add the weighted V rows of cells ``begin..end`` (at most 64) to the sums of all heads. Needs no scratch."""
+    n_kv_heads, group, _, _, dv, wide_v = shape
+    head_bytes, head_scales = row_bytes(layout, dv), scale_bytes(layout, dv)
+    stride = wide_v * 4
+    for cell in range(begin, end, 4):
+        rows = tile_rows(values, n_kv_heads * head_bytes, cell, end - 1)
+        row_scales = tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
+        w = weights + (cell - begin) * 4
+        for head in range(n_kv_heads):
+            v = offset_all(rows, head * head_bytes)
+            s = offset_all(row_scales, head * head_scales)
+            prefetch_ahead(values + (cell * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
+            first = head * group
+            if group == 1:
+                _mix_1(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
+            elif group == 2:
+                _mix_2(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
+            else:
+                for query in range(first, first + group, 4):
+                    _mix_4(layout, v, s, dv, w + query * SCORE_STRIDE, sums + query * stride, stride)

@@ -152,9 +152,13 @@ def _narrow_bf16(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.trunc(chosen, ir.VectorType(ir.IntType(16), LANES))
 
 
-def _narrow_i8(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """Values are whole numbers in -128..127 already."""
-    return builder.trunc(builder.fptosi(value, I32x16), ir.VectorType(ir.IntType(8), LANES))
+def _narrow_whole(bits: int) -> Callable[[ir.IRBuilder, ir.Value], ir.Value]:
+    """Values are whole numbers of so many bits already."""
+
+    def narrow(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+        return builder.trunc(builder.fptosi(value, I32x16), ir.VectorType(ir.IntType(bits), LANES))
+
+    return narrow
 
 
 def _storer(suffix: str, narrow: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> tuple[Any, Any]:
@@ -182,7 +186,8 @@ def _storer(suffix: str, narrow: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -
 store_f32, store_f32_part = _storer("f32", _narrow_f32)
 store_f16, store_f16_part = _storer("f16", _narrow_f16)
 store_bf16, store_bf16_part = _storer("i16", _narrow_bf16)
-store_i8, store_i8_part = _storer("i8", _narrow_i8)
+store_i8, store_i8_part = _storer("i8", _narrow_whole(8))
+store_i16, _ = _storer("i16", _narrow_whole(16))
 
 
 def _prefetcher(locality: int) -> Any:
@@ -241,6 +246,18 @@ def store_half(typing: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.intp, types.float32), emit
+
+
+@intrinsic
+def copy_half(typing: Any, source: Any, target: Any) -> Any:
+    """One float16 from an address to another."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        bits = builder.load(pointer(builder, args[0]), align=1, typ=ir.IntType(16))
+        builder.store(bits, pointer(builder, args[1]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), emit
 
 
 @intrinsic

@@ -14,7 +14,6 @@ from numba.extending import intrinsic, overload
 
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.vector import (
-    F32,
     I32,
     LANES,
     F32x16,
@@ -51,8 +50,6 @@ def _operation(name: str, n_args: int) -> Any:
 
 
 fma = _operation("fma", 3)
-maximum = _operation("maxnum", 2)
-minimum = _operation("minnum", 2)
 absolute = _operation("fabs", 1)
 round_even = _operation("rint", 1)
 
@@ -88,20 +85,49 @@ _overload_operator(operator.mul, _mul)
 _overload_operator(operator.truediv, _div)
 
 
-def _reduction(name: str, start: float | None) -> Any:
+def _chosen(builder: ir.IRBuilder, relation: str, a: ir.Value, b: ir.Value) -> ir.Value:
+    """a where the relation holds, else b (also where one is NaN): one instruction on x86."""
+    return builder.select(builder.fcmp_ordered(relation, a, b), a, b)
+
+
+def _extreme(relation: str) -> Any:
+    def define(typing: Any, a: Any, b: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return _chosen(builder, relation, *args)
+
+        return vector_type(vector_type, vector_type), emit
+
+    return intrinsic(define)
+
+
+maximum, minimum = _extreme(">"), _extreme("<")
+"""``maximum(a, b)``, ``minimum(a, b)``: lane by lane; b where one is NaN."""
+
+
+def _halves(builder: ir.IRBuilder, value: ir.Value) -> tuple[ir.Value, ir.Value]:
+    half = value.type.count // 2
+    lanes = ir.VectorType(I32, half)
+    low, high = (ir.Constant(lanes, list(range(start, start + half))) for start in (0, half))
+    return builder.shuffle_vector(value, value, low), builder.shuffle_vector(value, value, high)
+
+
+def _reduction(combine: Callable[..., ir.Value]) -> Any:
+    """All lanes, combined half by half."""
+
     def define(typing: Any, value: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            arguments = [args[0]] if start is None else [F32(start), args[0]]
-            intrinsic_name = f"llvm.vector.reduce.{name}.v{LANES}f32"
-            return call_intrinsic(builder, intrinsic_name, F32, arguments, fastmath=("reassoc",))
+            value = args[0]
+            while value.type.count > 1:
+                value = combine(builder, *_halves(builder, value))
+            return builder.extract_element(value, I32(0))
 
         return types.float32(vector_type), emit
 
     return intrinsic(define)
 
 
-sum_lanes = _reduction("fadd", -0.0)
-max_lanes = _reduction("fmax", None)
+sum_lanes = _reduction(lambda builder, a, b: builder.fadd(a, b))
+max_lanes = _reduction(lambda builder, a, b: _chosen(builder, ">", a, b))
 
 
 @intrinsic
@@ -119,29 +145,26 @@ def _power_of_two(typing: Any, exponent: Any) -> Any:
 def store_sums(typing: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Write the lane sums of four vectors to four consecutive float32.
 
-    The vectors are folded together, half a vector at a time, so that four sums cost little more than one.
+    The vectors are folded together, so that four sums cost little more than one. Lanes stay within their quarter of a
+    vector as long as they can: what crosses a quarter is slow on x86.
     """
 
-    def fold(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, group: int) -> ir.Value:
-        """Add neighbouring groups of lanes; those of x and y alternate in the result."""
-        n = x.type.count
-        starts = [start + vector for start in range(0, n, 2 * group) for vector in (0, n)]
-        left = [start + lane for start in starts for lane in range(group)]
-        right = [lane + group for lane in left]
+    def fold(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, low: list[int], high: list[int]) -> ir.Value:
+        """Add two selections from the lanes of x (0 to 3) and y (4 to 7) of each quarter."""
+        quarters = range(0, LANES, 4)
+        left, right = (
+            [quarter + (lane if lane < 4 else lane - 4 + LANES) for quarter in quarters for lane in lanes]
+            for lanes in (low, high)
+        )
         parts = (builder.shuffle_vector(x, y, ir.Constant(I32x16, lanes)) for lanes in (left, right))
         return builder.fadd(*parts)
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         address, a, b, c, d = args
-        folded = fold(builder, fold(builder, a, b, 1), fold(builder, c, d, 1), 2)  # lanes: a b c d a b c d ...
+        ab, cd = (fold(builder, x, y, [0, 4, 1, 5], [2, 6, 3, 7]) for x, y in ((a, b), (c, d)))
+        folded = fold(builder, ab, cd, [0, 1, 4, 5], [2, 3, 6, 7])  # lanes: a b c d a b c d ...
         while folded.type.count > 4:
-            half = folded.type.count // 2
-            parts = (range(half), range(half, 2 * half))
-            low, high = (
-                builder.shuffle_vector(folded, folded, ir.Constant(ir.VectorType(I32, half), list(part)))
-                for part in parts
-            )
-            folded = builder.fadd(low, high)
+            folded = builder.fadd(*_halves(builder, folded))
         builder.store(folded, pointer(builder, address), align=4)
         return context.get_dummy_value()
 

@@ -6,15 +6,14 @@ instructions are written as such because LLVM's own names for them change from r
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
+from elastikv.kernels.cpu.features import has
 from elastikv.kernels.cpu.layouts import load
 from elastikv.kernels.cpu.vector import LANES, F32x16, pointer, vector_type
 
@@ -24,23 +23,14 @@ _I16x32 = ir.VectorType(ir.IntType(16), 2 * LANES)
 llvmlite.binding.initialize_native_asmparser()
 
 
-@functools.cache
-def _features() -> dict[str, bool]:
-    """What numba compiles for: this processor, or the features that NUMBA_CPU_FEATURES names (``+avx2,+fma``)."""
-    named = numba.config.CPU_FEATURES
-    if named is None:
-        return dict(llvmlite.binding.get_host_cpu_features())
-    return {feature[1:]: feature[0] == "+" for feature in named.split(",") if feature}
-
-
 def has_bf16() -> bool:
     """Whether ``dot_pairs`` runs here."""
-    return _features().get("avx512bf16", False)
+    return has("avx512bf16")
 
 
 def has_vnni() -> bool:
     """Whether ``vnni.dot_group`` runs here."""
-    return _features().get("avx512vnni", False)
+    return has("avx512vnni")
 
 
 class PairsType(types.Type):
