@@ -21,7 +21,7 @@ from numba import prange
 from numba.extending import overload, register_jitable
 
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.keys import finish_scores, put_query
+from elastikv.kernels.cpu.keys import put_query
 from elastikv.kernels.cpu.layouts import BLOCK, F32, Layout, scale_bytes, store_values
 from elastikv.kernels.cpu.mix_int8 import mix_int8, mix_int8_floats
 from elastikv.kernels.cpu.tiles import BLOCK_CELLS, SCORE_STRIDE, ZERO, mix_floats, score_block, score_int8_floats
@@ -126,7 +126,7 @@ def _attend_part(
     k_layout: Any, v_layout: Any, addresses: Any, begin: int, end: int, q: int, part: int, shape: Any
 ) -> None:
     """Sums, maxima and totals of all heads over cells ``begin..end``."""
-    n_kv_heads, group, _, wide, _, wide_v = shape
+    n_kv_heads, group, _, _, _, wide_v = shape
     n_heads = n_kv_heads * group
     sums, scores = part, part + n_heads * wide_v * 4
     maxima = scores + n_heads * SCORE_STRIDE
@@ -140,8 +140,6 @@ def _attend_part(
     for block in range(begin, end, BLOCK_CELLS):
         stop = min(block + BLOCK_CELLS, end)
         score_block(k_layout, addresses[0], addresses[2], block, stop, q, scores, extra, shape)
-        for head in range(n_heads):
-            finish_scores(k_layout, q + head * wide * 4, wide, scores + head * SCORE_STRIDE, stop - block)
         _softmax_block(stop - block, n_heads, scores, sums, wide_v, maxima, totals)
         _mix_block(v_layout, addresses[1], addresses[3], block, stop, scores, sums, extra, shape)
 

@@ -24,8 +24,7 @@ from elastikv.kernels.cpu.vector import (
 from elastikv.kernels.cpu.vector_math import absolute, fma, max_lanes, maximum, round_even, splat
 from elastikv.kernels.cpu.words import (
     add_dots,
-    load_i8_words,
-    load_i8_words_part,
+    load_i8_block,
     load_words,
     no_sums,
     to_float,
@@ -168,9 +167,7 @@ def _load_key(layout: Any, row: Any, scales: Any, start: Any, width: Any) -> Any
 
         def block(layout: Any, row: Any, scales: Any, start: Any, width: Any) -> Any:
             scale = splat(load_float(scales + start // BLOCK * 4))
-            if start + BLOCK <= width:
-                return load_i8_words(row + start), scale
-            return load_i8_words_part(row + start, width - start), scale
+            return load_i8_block(row, start, width), scale
 
         return block
 

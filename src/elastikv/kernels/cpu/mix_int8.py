@@ -25,8 +25,7 @@ from elastikv.kernels.cpu.words import (
     add_dots,
     interleave_high,
     interleave_low,
-    load_i8_words,
-    load_i8_words_part,
+    load_i8_block,
     no_sums,
     splat_pair,
     to_float,
@@ -68,17 +67,10 @@ def _round_weights(weights: int, scales: int, out: int, unit: int) -> None:
 
 
 @inlined
-def _load_block(row: int, start: int, width: int) -> Words:
-    if start + BLOCK <= width:
-        return load_i8_words(row + start)
-    return load_i8_words_part(row + start, width - start)
-
-
-@inlined
 def _paired(rows: Any, start: int, width: int) -> tuple[Words, Words, Words, Words]:
     """A block of four cells: values of cells 0 and 1 side by side, low half and high half, then of 2 and 3."""
-    a, b = _load_block(rows[0], start, width), _load_block(rows[1], start, width)
-    c, d = _load_block(rows[2], start, width), _load_block(rows[3], start, width)
+    a, b = load_i8_block(rows[0], start, width), load_i8_block(rows[1], start, width)
+    c, d = load_i8_block(rows[2], start, width), load_i8_block(rows[3], start, width)
     return (interleave_low(a, b), interleave_high(a, b), interleave_low(c, d), interleave_high(c, d))
 
 

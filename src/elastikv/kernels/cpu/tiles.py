@@ -14,8 +14,16 @@ import numpy as np
 from numba.extending import register_jitable
 
 from elastikv.kernels.cpu.jit import inlined
-from elastikv.kernels.cpu.keys import add_product, key_scale_bytes, key_step, load_key, load_query, widen_scales
-from elastikv.kernels.cpu.layouts import BLOCK, load_values, row_bytes, scale_bytes
+from elastikv.kernels.cpu.keys import (
+    add_product,
+    finish_scores,
+    key_scale_bytes,
+    key_step,
+    load_key,
+    load_query,
+    widen_scales,
+)
+from elastikv.kernels.cpu.layouts import BLOCK, load_values, row_bytes
 from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, prefetch_outer, store_f32
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums
 
@@ -154,6 +162,8 @@ def score_block(
             else:
                 for query in range(first, first + group, 4):
                     _score_4(layout, k, s, d, q + query * q_stride, q_stride, out + query * SCORE_STRIDE)
+    for query in range(n_kv_heads * group):
+        finish_scores(layout, q + query * q_stride, wide, scores + query * SCORE_STRIDE, end - begin)
 
 
 # --- sums of V
@@ -171,13 +181,13 @@ def _weights(weights: int) -> tuple[Vector, Vector, Vector, Vector]:
 
 
 @inlined
-def _load_rows(layout: Any, rows: Any, scales: Any, start: int, width: int) -> tuple[Vector, Vector, Vector, Vector]:
+def _load_rows(layout: Any, rows: Any, start: int, width: int) -> tuple[Vector, Vector, Vector, Vector]:
     """The same sixteen values of four cells."""
     return (
-        load_values(layout, rows[0], scales[0], start, width),
-        load_values(layout, rows[1], scales[1], start, width),
-        load_values(layout, rows[2], scales[2], start, width),
-        load_values(layout, rows[3], scales[3], start, width),
+        load_values(layout, rows[0], 0, start, width),
+        load_values(layout, rows[1], 0, start, width),
+        load_values(layout, rows[2], 0, start, width),
+        load_values(layout, rows[3], 0, start, width),
     )
 
 
@@ -189,30 +199,30 @@ def _add_weighted(sums: int, w: Any, v: Any) -> None:
 
 
 @inlined
-def _mix_1(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
+def _mix_1(layout: Any, rows: Any, width: int, weights: int, sums: int, stride: int) -> None:
     """``sums += weights[cell] * row``: four cells, one query head."""
     w = _weights(weights)
     for start in range(0, width, LANES):
-        _add_weighted(sums + start * 4, w, _load_rows(layout, rows, scales, start, width))
+        _add_weighted(sums + start * 4, w, _load_rows(layout, rows, start, width))
 
 
 @inlined
-def _mix_2(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
+def _mix_2(layout: Any, rows: Any, width: int, weights: int, sums: int, stride: int) -> None:
     """The same for two query heads."""
     w, x = _weights(weights), _weights(weights + SCORE_STRIDE)
     for start in range(0, width, LANES):
-        v = _load_rows(layout, rows, scales, start, width)
+        v = _load_rows(layout, rows, start, width)
         _add_weighted(sums + start * 4, w, v)
         _add_weighted(sums + stride + start * 4, x, v)
 
 
 @inlined
-def _mix_4(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: int, stride: int) -> None:
+def _mix_4(layout: Any, rows: Any, width: int, weights: int, sums: int, stride: int) -> None:
     """The same for four query heads."""
     w, x = _weights(weights), _weights(weights + SCORE_STRIDE)
     y, z = _weights(weights + 2 * SCORE_STRIDE), _weights(weights + 3 * SCORE_STRIDE)
     for start in range(0, width, LANES):
-        v = _load_rows(layout, rows, scales, start, width)
+        v = _load_rows(layout, rows, start, width)
         _add_weighted(sums + start * 4, w, v)
         _add_weighted(sums + stride + start * 4, x, v)
         _add_weighted(sums + 2 * stride + start * 4, y, v)
@@ -223,23 +233,23 @@ def _mix_4(layout: Any, rows: Any, scales: Any, width: int, weights: int, sums: 
 def mix_floats(
     layout: Any, values: int, scales: int, begin: int, end: int, weights: int, sums: int, scratch: int, shape: Any
 ) -> None:
-    """Add the weighted V rows of cells ``begin..end`` (at most 64) to the sums of all heads. Needs no scratch."""
+    """Add the weighted V rows of cells ``begin..end`` (at most 64) to the sums of all heads.
+
+    For layouts without scales, which need no scratch either; see ``mix_int8`` for q8_0.
+    """
     n_kv_heads, group, _, _, dv, wide_v = shape
-    head_bytes, head_scales = row_bytes(layout, dv), scale_bytes(layout, dv)
-    stride = wide_v * 4
+    head_bytes, stride = row_bytes(layout, dv), wide_v * 4
     for cell in range(begin, end, 4):
         rows = tile_rows(values, n_kv_heads * head_bytes, cell, end - 1)
-        row_scales = tile_rows(scales, n_kv_heads * head_scales, cell, end - 1)
         w = weights + (cell - begin) * 4
         for head in range(n_kv_heads):
             v = offset_all(rows, head * head_bytes)
-            s = offset_all(row_scales, head * head_scales)
             prefetch_ahead(values + (cell * n_kv_heads + head * 4) * head_bytes, 4 * head_bytes)
             first = head * group
             if group == 1:
-                _mix_1(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
+                _mix_1(layout, v, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
             elif group == 2:
-                _mix_2(layout, v, s, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
+                _mix_2(layout, v, dv, w + first * SCORE_STRIDE, sums + first * stride, stride)
             else:
                 for query in range(first, first + group, 4):
-                    _mix_4(layout, v, s, dv, w + query * SCORE_STRIDE, sums + query * stride, stride)
+                    _mix_4(layout, v, dv, w + query * SCORE_STRIDE, sums + query * stride, stride)

@@ -16,6 +16,7 @@ from numba import types
 from numba.extending import intrinsic, models, register_model
 
 from elastikv.kernels.cpu.features import has
+from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.vector import I32, LANES, F32x16, I32x16, call_intrinsic, pointer, vector_type
 
 N_WORDS = 2 * LANES
@@ -114,6 +115,15 @@ load_i8_words = _operation(_load_i8_words, words_type, types.intp)
 
 load_i8_words_part = _operation(_load_i8_words_part, words_type, types.intp, types.intp)
 """``load_i8_words_part(address, count)``: the first ``count`` of them, zeros behind."""
+
+
+@inlined
+def load_i8_block(row: int, start: int, width: int) -> Words:
+    """32 int8 of a row from ``start`` on, zeros from ``width`` on."""
+    if start + N_WORDS <= width:
+        return load_i8_words(row + start)
+    return load_i8_words_part(row + start, width - start)
+
 
 splat_pair = _operation(_splat_pair, words_type, types.intp)
 """``splat_pair(address)``: two words, sixteen times."""
