@@ -85,9 +85,12 @@ class _Mlp:
         self.buffer_widths = {"wide": block.gate_up.n_out, "inner": block.down.n_in}
 
     def __call__(self, delta: torch.Tensor, residual: torch.Tensor, normed: torch.Tensor, step: Step) -> None:
-        """All ``[n_tokens, hidden_size]``: delta is added to the residual, and what the MLP makes of it too."""
+        """All ``[n, hidden_size]``: delta is added to the residual, and what the MLP makes of it too.
+
+        n is at most the step's tokens.
+        """
         kernels, weights = self._kernels, self._weights
-        wide, inner = (step.view(name, width) for name, width in self.buffer_widths.items())
+        wide, inner = (step.view(name, width)[: len(delta)] for name, width in self.buffer_widths.items())
         if self._bound is not None and self._bound(delta, residual, normed, wide, inner):
             return
         kernels.add_rms_norm(delta, residual, weights.norm, weights.eps, out=normed)
@@ -147,13 +150,20 @@ class Decoder:
 
         self._embedding(torch.from_numpy(ubatch.token_ids), out=residual)
         self._kernels.rms_norm(residual, self._first_norm, self._eps, out=normed)
-        for mixer, mlp in self._blocks:
+        for mixer, mlp in self._blocks[:-1]:
             mixer(normed, step, out=delta)
             mlp(delta, residual, normed, step)
 
-        if len(ubatch.output_rows) == 0:
+        mixer, mlp = self._blocks[-1]
+        mixer(normed, step, out=delta)
+        n_outputs = len(ubatch.output_rows)
+        if n_outputs == 0:
             return torch.empty((0, self._head.n_out))
-        return self._head(normed[torch.from_numpy(ubatch.output_rows)])
+        if n_outputs < ubatch.n_tokens:  # memory has what it needs of the others
+            rows = torch.from_numpy(ubatch.output_rows)
+            delta, residual, normed = delta[rows], residual[rows], normed[:n_outputs]
+        mlp(delta, residual, normed, step)
+        return self._head(normed)
 
     def _begin(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> Step:
         shape = (ubatch.n_tokens, self.rope.dim // 2)
