@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from elastikv.kernels.cpu.layouts import BLOCK, F16, F32, load_values
+from elastikv.kernels.cpu.jit import inlined
+from elastikv.kernels.cpu.layouts import BLOCK, F16, F32, largest, load_values, scale_bytes
 from elastikv.kernels.cpu.vector import (
     LANES,
     Vector,
@@ -21,7 +22,7 @@ from elastikv.kernels.cpu.vector import (
     store_float,
     store_i16,
 )
-from elastikv.kernels.cpu.vector_math import absolute, fma, max_lanes, maximum, round_even, splat
+from elastikv.kernels.cpu.vector_math import fma, round_even, splat
 from elastikv.kernels.cpu.words import (
     add_dots,
     load_i8_block,
@@ -49,16 +50,6 @@ def put_query(layout: Any, source: int, d: int, wide: int, scale: float, out: in
 
 def finish_scores(layout: Any, q: int, wide: int, scores: int, n: int) -> None:
     """Multiply n sums of products with the query head at ``q`` by what is common to all."""
-    raise NotImplementedError
-
-
-def key_scale_bytes(layout: Any, d: int) -> int:
-    """Bytes of one K row's scales as ``widen_scales`` writes them; 0 if the layout has none."""
-    raise NotImplementedError
-
-
-def widen_scales(layout: Any, scales: int, begin: int, end: int, n_heads: int, d: int, out: int) -> None:
-    """Write the scales of cells ``begin..end``, all heads, in float32, one after the other."""
     raise NotImplementedError
 
 
@@ -93,10 +84,7 @@ def _put_query(layout: Any, source: Any, d: Any, wide: Any, scale: Any, out: Any
 
         def rounded(layout: Any, source: Any, d: Any, wide: Any, scale: Any, out: Any) -> Any:
             """The words, and behind them what they are to be multiplied by."""
-            tops = splat(_ZERO)
-            for start in range(0, d, LANES):
-                tops = maximum(tops, absolute(load_values(F32, source, 0, start, d)))
-            top = max_lanes(tops)
+            top = largest(source, d)
             inverse = splat(_LARGEST / top if top > 0 else _ZERO)
             for start in range(0, d, LANES):
                 store_i16(out + start * 2, round_even(load_values(F32, source, 0, start, d) * inverse))
@@ -128,37 +116,13 @@ def _finish_scores(layout: Any, q: Any, wide: Any, scores: Any, n: Any) -> Any:
     return nothing
 
 
-@overload(key_scale_bytes, inline="always")
-def _key_scale_bytes(layout: Any, d: Any) -> Any:
-    if layout.label == "q8_0":
-
-        def of_blocks(layout: Any, d: Any) -> Any:
-            return (d + BLOCK - 1) // BLOCK * 4
-
-        return of_blocks
-
-    def none(layout: Any, d: Any) -> Any:
-        return 0
-
-    return none
-
-
-@overload(widen_scales)
-def _widen_scales(layout: Any, scales: Any, begin: Any, end: Any, n_heads: Any, d: Any, out: Any) -> Any:
-    if layout.label == "q8_0":
-
-        def widen(layout: Any, scales: Any, begin: Any, end: Any, n_heads: Any, d: Any, out: Any) -> Any:
-            per_cell = n_heads * ((d + BLOCK - 1) // BLOCK)
-            source, count = scales + begin * per_cell * 2, (end - begin) * per_cell
-            for start in range(0, count, LANES):
-                store_f32(out + start * 4, load_values(F16, source, 0, start, count))
-
-        return widen
-
-    def nothing(layout: Any, scales: Any, begin: Any, end: Any, n_heads: Any, d: Any, out: Any) -> Any:
-        pass
-
-    return nothing
+@inlined
+def widen_scales(layout: Any, scales: int, begin: int, end: int, n_heads: int, d: int, out: int) -> None:
+    """Write the scales of cells ``begin..end``, all heads, in float32, one after the other. None for other layouts."""
+    cell_bytes = n_heads * scale_bytes(layout, d)
+    source, count = scales + begin * cell_bytes, (end - begin) * cell_bytes // 2
+    for start in range(0, count, LANES):
+        store_f32(out + start * 4, load_values(F16, source, 0, start, count))
 
 
 @overload(load_key)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from numba import types
 from numba.core.imputils import lower_constant
@@ -19,10 +20,12 @@ from numba.extending import NativeValue, models, overload, register_model, unbox
 from elastikv.kernels.cpu import vector
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.vector import LANES, Vector, load_half
-from elastikv.kernels.cpu.vector_math import splat
+from elastikv.kernels.cpu.vector_math import absolute, max_lanes, maximum, splat
 
 BLOCK = 32
 """Values that share a scale in q8_0."""
+
+_ZERO = np.float32(0)
 
 
 def tag_type(cls: type[types.Type]) -> type[types.Type]:
@@ -205,6 +208,15 @@ def load_values(layout: Any, row: int, scales: int, start: int, width: int) -> V
     if start + LANES <= width:
         return load(layout, row, scales, start)
     return load_part(layout, row, scales, start, width - start)
+
+
+@inlined
+def largest(x: int, count: int) -> float:
+    """The largest magnitude of ``count`` float32."""
+    tops = splat(_ZERO)
+    for start in range(0, count, LANES):
+        tops = maximum(tops, absolute(load_values(F32, x, 0, start, count)))
+    return max_lanes(tops)
 
 
 @overload(store)

@@ -9,10 +9,10 @@ from numba import prange
 from numba.extending import overload
 
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import BLOCK, F32, load_values, row_bytes, scale_bytes, store_values
+from elastikv.kernels.cpu.layouts import BLOCK, F32, largest, load_values, row_bytes, scale_bytes, store_values
 from elastikv.kernels.cpu.norms import MIN_PARALLEL, inverse_rms
 from elastikv.kernels.cpu.vector import LANES, Vector, store_half, store_i8, store_i8_part
-from elastikv.kernels.cpu.vector_math import absolute, fma, max_lanes, maximum, round_even, splat
+from elastikv.kernels.cpu.vector_math import fma, round_even, splat
 
 
 @inlined
@@ -68,10 +68,7 @@ def _choose_store_head(layout: Any, x: Any, d: Any, cell: Any, scales: Any) -> A
 @inlined
 def _quantise_block(x: int, count: int, cell: int, scale: int) -> None:
     """Up to 32 values as int8 ``round(x / d)`` with ``d = max|x| / 127`` as float16."""
-    top = splat(np.float32(0))
-    for start in range(0, count, LANES):
-        top = maximum(top, absolute(load_values(F32, x, 0, start, count)))
-    step = max_lanes(top) / np.float32(127)
+    step = largest(x, count) / np.float32(127)
     inverse = np.float32(1) / step if step > 0 else np.float32(0)
     store_half(scale, step)
     for start in range(0, count, LANES):

@@ -17,13 +17,12 @@ from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.keys import (
     add_product,
     finish_scores,
-    key_scale_bytes,
     key_step,
     load_key,
     load_query,
     widen_scales,
 )
-from elastikv.kernels.cpu.layouts import BLOCK, load_values, row_bytes
+from elastikv.kernels.cpu.layouts import BLOCK, load_values, row_bytes, scale_bytes
 from elastikv.kernels.cpu.vector import LANES, Vector, load_f32, load_float, prefetch_outer, store_f32
 from elastikv.kernels.cpu.vector_math import fma, splat, store_sums
 
@@ -143,7 +142,7 @@ def score_block(
 ) -> None:
     """Scores of cells ``begin..end`` (at most 64) with all heads."""
     n_kv_heads, group, d, wide, _, _ = shape
-    head_bytes, head_scales = row_bytes(layout, d), key_scale_bytes(layout, d)
+    head_bytes, head_scales = row_bytes(layout, d), 2 * scale_bytes(layout, d)  # widened: 4 bytes each
     q_stride = wide * 4
     for cell in range(begin, end, 4):
         rows = tile_rows(keys, n_kv_heads * head_bytes, cell, end - 1)

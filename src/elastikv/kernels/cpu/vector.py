@@ -44,16 +44,18 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, frontend_type, F32x16)
 
 
-def splat_value(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
-    vector = ir.VectorType(scalar.type, LANES)
+def splat_value(builder: ir.IRBuilder, scalar: ir.Value, n_lanes: int = LANES) -> ir.Value:
+    vector = ir.VectorType(scalar.type, n_lanes)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, I32(0))
-    return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), ir.Constant(I32x16, [0] * LANES))
+    return builder.shuffle_vector(
+        single, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, n_lanes), [0] * n_lanes)
+    )
 
 
-def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
+def first_lanes(builder: ir.IRBuilder, count: ir.Value, n_lanes: int = LANES) -> ir.Value:
     """A mask of the lanes below ``count``."""
-    lanes = ir.Constant(I32x16, list(range(LANES)))
-    return builder.icmp_unsigned("<", lanes, splat_value(builder, builder.trunc(count, I32)))
+    lanes = ir.Constant(ir.VectorType(I32, n_lanes), list(range(n_lanes)))
+    return builder.icmp_unsigned("<", lanes, splat_value(builder, builder.trunc(count, I32), n_lanes))
 
 
 def pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
@@ -100,7 +102,7 @@ def _loader(element: ir.Type, suffix: str, widen: Callable[[ir.IRBuilder, ir.Val
 
     def load_part(typing: Any, address: Any, count: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            mask = _first_lanes(builder, args[1])
+            mask = first_lanes(builder, args[1])
             name = f"llvm.masked.load.v{LANES}{suffix}.p0"
             zero = ir.Constant(raw_type, None)
             raw = call_intrinsic(builder, name, raw_type, [pointer(builder, args[0]), I32(1), mask, zero])
@@ -173,7 +175,7 @@ def _storer(suffix: str, narrow: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -
 
     def store_part(typing: Any, address: Any, value: Any, count: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            narrowed, mask = narrow(builder, args[1]), _first_lanes(builder, args[2])
+            narrowed, mask = narrow(builder, args[1]), first_lanes(builder, args[2])
             arguments = [narrowed, pointer(builder, args[0]), I32(1), mask]
             call_intrinsic(builder, f"llvm.masked.store.v{LANES}{suffix}.p0", ir.VoidType(), arguments)
             return context.get_dummy_value()
@@ -292,7 +294,7 @@ def load_f32_strided(typing: Any, address: Any, stride: Any, count: Any) -> Any:
     """``count`` float32, ``stride`` bytes apart."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        pointers, mask = _lane_pointers(builder, args[0], args[1]), _first_lanes(builder, args[2])
+        pointers, mask = _lane_pointers(builder, args[0], args[1]), first_lanes(builder, args[2])
         arguments = [pointers, I32(4), mask, ir.Constant(F32x16, None)]
         return call_intrinsic(builder, f"llvm.masked.gather.v{LANES}f32.v{LANES}p0", F32x16, arguments)
 
@@ -304,7 +306,7 @@ def store_f32_strided(typing: Any, address: Any, value: Any, stride: Any, count:
     """The first ``count`` lanes, ``stride`` bytes apart."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        pointers, mask = _lane_pointers(builder, args[0], args[2]), _first_lanes(builder, args[3])
+        pointers, mask = _lane_pointers(builder, args[0], args[2]), first_lanes(builder, args[3])
         name = f"llvm.masked.scatter.v{LANES}f32.v{LANES}p0"
         call_intrinsic(builder, name, ir.VoidType(), [args[1], pointers, I32(4), mask])
         return context.get_dummy_value()

@@ -104,7 +104,7 @@ maximum, minimum = _extreme(">"), _extreme("<")
 """``maximum(a, b)``, ``minimum(a, b)``: lane by lane; b where one is NaN."""
 
 
-def _halves(builder: ir.IRBuilder, value: ir.Value) -> tuple[ir.Value, ir.Value]:
+def halves(builder: ir.IRBuilder, value: ir.Value) -> tuple[ir.Value, ir.Value]:
     half = value.type.count // 2
     lanes = ir.VectorType(I32, half)
     low, high = (ir.Constant(lanes, list(range(start, start + half))) for start in (0, half))
@@ -118,7 +118,7 @@ def _reduction(combine: Callable[..., ir.Value]) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             value = args[0]
             while value.type.count > 1:
-                value = combine(builder, *_halves(builder, value))
+                value = combine(builder, *halves(builder, value))
             return builder.extract_element(value, I32(0))
 
         return types.float32(vector_type), emit
@@ -164,7 +164,7 @@ def store_sums(typing: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any
         ab, cd = (fold(builder, x, y, [0, 4, 1, 5], [2, 6, 3, 7]) for x, y in ((a, b), (c, d)))
         folded = fold(builder, ab, cd, [0, 1, 4, 5], [2, 3, 6, 7])  # lanes: a b c d a b c d ...
         while folded.type.count > 4:
-            folded = builder.fadd(*_halves(builder, folded))
+            folded = builder.fadd(*halves(builder, folded))
         builder.store(folded, pointer(builder, address), align=4)
         return context.get_dummy_value()
 

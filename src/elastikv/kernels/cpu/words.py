@@ -17,7 +17,18 @@ from numba.extending import intrinsic, models, register_model
 
 from elastikv.kernels.cpu.features import has
 from elastikv.kernels.cpu.jit import inlined
-from elastikv.kernels.cpu.vector import I32, LANES, F32x16, I32x16, call_intrinsic, pointer, vector_type
+from elastikv.kernels.cpu.vector import (
+    I32,
+    LANES,
+    F32x16,
+    I32x16,
+    call_intrinsic,
+    first_lanes,
+    pointer,
+    splat_value,
+    vector_type,
+)
+from elastikv.kernels.cpu.vector_math import halves
 
 N_WORDS = 2 * LANES
 
@@ -30,7 +41,6 @@ Sums = Any
 _I8x32 = ir.VectorType(ir.IntType(8), N_WORDS)
 _I16x32 = ir.VectorType(ir.IntType(16), N_WORDS)
 _I32x32 = ir.VectorType(I32, N_WORDS)
-_LOW_HALF, _HIGH_HALF = list(range(LANES)), list(range(LANES, N_WORDS))
 
 
 class WordsType(types.Type):
@@ -94,17 +104,13 @@ def _load_i8_words(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 
 def _load_i8_words_part(builder: ir.IRBuilder, address: ir.Value, count: ir.Value) -> ir.Value:
-    lanes = ir.Constant(_I32x32, list(range(N_WORDS)))
-    count = builder.insert_element(ir.Constant(_I32x32, ir.Undefined), builder.trunc(count, I32), I32(0))
-    mask = builder.icmp_unsigned("<", lanes, _shuffled(builder, count, count, [0] * N_WORDS))
-    arguments = [pointer(builder, address), I32(1), mask, ir.Constant(_I8x32, None)]
+    arguments = [pointer(builder, address), I32(1), first_lanes(builder, count, N_WORDS), ir.Constant(_I8x32, None)]
     return builder.sext(call_intrinsic(builder, "llvm.masked.load.v32i8.p0", _I8x32, arguments), _I16x32)
 
 
 def _splat_pair(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     pair = builder.load(pointer(builder, address), align=1, typ=I32)
-    single = builder.insert_element(ir.Constant(I32x16, ir.Undefined), pair, I32(0))
-    return builder.bitcast(_shuffled(builder, single, single, [0] * LANES), _I16x32)
+    return builder.bitcast(splat_value(builder, pair), _I16x32)
 
 
 load_words = _operation(_load_words, words_type, types.intp)
@@ -147,10 +153,10 @@ def _pairs_added(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     if has("avx512bw"):
         return call_intrinsic(builder, "llvm.x86.avx512.pmaddw.d.512", I32x16, [a, b])
     if has("avx2"):
-        halves = [[_shuffled(builder, v, v, lanes) for v in (a, b)] for lanes in (_LOW_HALF, _HIGH_HALF)]
         half = ir.VectorType(I32, LANES // 2)
-        low, high = (call_intrinsic(builder, "llvm.x86.avx2.pmadd.wd", half, pair) for pair in halves)
-        return _shuffled(builder, low, high, _LOW_HALF)
+        pairs = zip(halves(builder, a), halves(builder, b), strict=True)
+        low, high = (call_intrinsic(builder, "llvm.x86.avx2.pmadd.wd", half, list(pair)) for pair in pairs)
+        return _shuffled(builder, low, high, list(range(LANES)))
     products = builder.mul(builder.sext(a, _I32x32), builder.sext(b, _I32x32), flags=["nsw"])
     even, odd = (_shuffled(builder, products, products, list(range(start, N_WORDS, 2))) for start in (0, 1))
     return builder.add(even, odd)
