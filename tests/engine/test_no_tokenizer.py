@@ -35,7 +35,7 @@ def test_ids_are_enough(save: Callable[[Path], None], tmp_path: Path, caplog: py
         for prompt, output in zip(PROMPTS, outputs, strict=True):
             assert (output.text, output.finish_reason, len(output.token_ids)) == ("", "length", 8)
             assert output.logprobs
-            assert {top.text for each in output.logprobs for top in each.top} == {""}
+            assert [each.text for each in output.logprobs] == [f"token_id:{token}" for token in output.token_ids]
             logits = llm.forward([*prompt, *output.token_ids])
             assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == output.token_ids
             llm.memory.seq_rm(0)

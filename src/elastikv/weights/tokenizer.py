@@ -63,8 +63,8 @@ class Tokenizer:
         return self.require_backend().decode(list(token_ids), skip_special_tokens=skip_special)
 
     def piece(self, token_id: int) -> str:
-        """The text of a single token; nothing without a tokenizer."""
-        return "" if self.backend is None else self.decode([token_id])
+        """The text of a single token; without a tokenizer ``"token_id:5"``, as vLLM names it."""
+        return f"token_id:{token_id}" if self.backend is None else self.decode([token_id])
 
     def token_id(self, token: str) -> int | None:
         """Id of exactly this token, None if there is none."""
