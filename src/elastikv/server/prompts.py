@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from elastikv.errors import InvalidRequest
 from elastikv.server.errors import APIError, not_supported
-from elastikv.server.schemas import MAX_CHOICES, ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
+from elastikv.server.schemas import (
+    MAX_CHOICES,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parsed_arguments,
+)
 from elastikv.server.state import ServerState
 
 
@@ -39,26 +48,46 @@ def check_chat(body: ChatRequest, state: ServerState) -> None:
 
 async def chat_prompt(body: ChatRequest, state: ServerState) -> list[int]:
     """The conversation as the model's template writes it, up to where the reply begins."""
-    messages = [_plain_message(index, message) for index, message in enumerate(body.messages)]
     tokenizer = state.ready_engine().llm.tokenizer
     options = body.chat_template_kwargs or {}
-    return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **options)
+    messages = template_messages(body.messages)
+    try:
+        return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **options)
+    except InvalidRequest:
+        # A few templates (DeepSeek's) join the arguments of a call to a string instead of writing them as JSON.
+        as_text = template_messages(body.messages, arguments_as_text=True)
+        if as_text == messages:
+            raise
+        return await asyncio.to_thread(tokenizer.apply_chat_template, as_text, **options)
 
 
-def _plain_message(index: int, message: ChatMessage) -> dict[str, Any]:
-    """Templates know no developers, and expect text rather than parts of it."""
+def template_messages(messages: Sequence[ChatMessage], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
+    """Turns as chat templates expect them: every member that was given; text instead of parts of it; no developers;
+    and the arguments of calls as objects."""
+    return [_template_message(index, message, arguments_as_text) for index, message in enumerate(messages)]
+
+
+def _template_message(index: int, message: ChatMessage, arguments_as_text: bool) -> dict[str, Any]:
+    turn = message.model_dump(exclude_none=True)
+    if turn.get("function_call"):
+        raise not_supported(f"messages.{index}.function_call", "function_call is not supported; use tool_calls")
+    turn["role"] = "system" if message.role == "developer" else message.role
+    turn["content"] = _text(index, message)
+    for call in turn.get("tool_calls", ()):
+        arguments = parsed_arguments(call["function"].get("arguments"))
+        call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False) if arguments_as_text else arguments
+    return turn
+
+
+def _text(index: int, message: ChatMessage) -> str:
+    """An empty text where there is none: templates print ``None`` otherwise."""
     parts = message.content
-    if isinstance(parts, list):
-        other = next((part.type for part in parts if part.type != "text"), None)
-        if other is not None:
-            raise not_supported(
-                f"messages.{index}.content", f"content of type {other!r} is not supported; only text is"
-            )
-        content = "".join(part.text or "" for part in parts)
-    else:
-        content = parts or ""
-    plain = {"role": "system" if message.role == "developer" else message.role, "content": content}
-    return plain | ({"name": message.name} if message.name else {})
+    if not isinstance(parts, list):
+        return parts or ""
+    other = next((part.type for part in parts if part.type != "text"), None)
+    if other is not None:
+        raise not_supported(f"messages.{index}.content", f"content of type {other!r} is not supported; only text is")
+    return "".join(part.text or "" for part in parts)
 
 
 def check_completion(body: CompletionRequest, state: ServerState) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -19,12 +20,32 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _encodable_members(members: Any) -> Any:
+    """The same for whatever JSON may hold."""
+    try:
+        _encodable(json.dumps(members, ensure_ascii=False))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return members
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 
 
 class Body(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
+
+
+class OpenBody(Body):
+    """Members without a name here are kept, in ``model_extra``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _extra_is_encodable(self) -> OpenBody:
+        _encodable_members(self.model_extra)
+        return self
 
 
 class StreamOptions(Body):
@@ -74,12 +95,46 @@ class TextPart(Body):
     text: Text | None = None
 
 
-class ChatMessage(Body):
-    """A turn. ``content`` may be text or a list of text parts; pictures and sound are refused."""
+class FunctionCall(OpenBody):
+    """``arguments``: JSON of an object, as OpenAI writes it, or the object itself."""
+
+    name: Text
+    arguments: str | dict[str, Any] | None = None
+
+    @field_validator("arguments")
+    @classmethod
+    def _hold_an_object(cls, arguments: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if not isinstance(_encodable_members(parsed_arguments(arguments)), dict):
+            raise ValueError("a call's arguments must be a JSON object")
+        return arguments
+
+
+def parsed_arguments(arguments: str | dict[str, Any] | None) -> Any:
+    """The object that a call's arguments are; no arguments are an empty one. Raises ValueError."""
+    try:
+        return (json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments) or {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a call's arguments must be a JSON object ({error})") from error
+
+
+class ToolCall(OpenBody):
+    id: Text | None = None
+    type: Text = "function"
+    function: FunctionCall
+
+
+class ChatMessage(OpenBody):
+    """A turn, handed to the chat template with all its members.
+
+    ``content`` may be text or a list of text parts; pictures and sound are refused.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
     name: Text | None = None
+    reasoning_content: Text | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Text | None = None
 
 
 class ChatRequest(GenerationRequest):
