@@ -44,8 +44,8 @@ def engine() -> FakeAsyncLLM:
 
 def test_the_template_sees_calls_results_and_thoughts(server: RunningServer) -> None:
     template = (
-        "{% for m in messages %}[{{ m.role }}|{{ m.name }}|{{ m.tool_call_id }}|{{ m.reasoning_content }}|{{ m.content }}"
-        "{% for c in m.tool_calls or [] %}|{{ c.id }} {{ c.type }} {{ c.function.name }}"
+        "{% for m in messages %}[{{ m.role }}|{{ m.name }}|{{ m.tool_call_id }}|{{ m.reasoning_content }}|"
+        "{{ m.content }}{% for c in m.tool_calls or [] %}|{{ c.id }} {{ c.type }} {{ c.function.name }}"
         "{% for k, v in c.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}{% endfor %}]{% endfor %}"
     )
     assert rendered(server, template, ASKED, CALLED, ANSWERED) == (
@@ -70,7 +70,7 @@ def test_a_call_without_arguments_has_an_empty_object(server: RunningServer, arg
 
 
 def test_a_template_that_wants_the_arguments_as_text_gets_them(server: RunningServer) -> None:
-    template = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}{% endfor %}"
+    template = "{% set call = messages[0].tool_calls[0].function %}{{ call.name + call.arguments }}"
     assert rendered(server, template, CALLED) == 'weather{"city": "Bonn", "days": 2}'
 
 

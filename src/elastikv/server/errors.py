@@ -41,8 +41,8 @@ class APIError(Exception):
 
 
 def not_supported(param: str, message: str) -> APIError:
-    """A request for something that OpenAI has and this server does not."""
-    return APIError(400, message, type="not_supported_error", param=param, code="not_supported")
+    """A request for something that other servers have and this one does not."""
+    return APIError(400, message, type="not_supported_error", param=param, code="unsupported_parameter")
 
 
 def unavailable(message: str) -> APIError:

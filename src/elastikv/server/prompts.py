@@ -9,6 +9,7 @@ from typing import Any
 
 from elastikv.errors import InvalidRequest
 from elastikv.server.errors import APIError, not_supported
+from elastikv.server.parameters import refuse_unserved
 from elastikv.server.schemas import (
     MAX_CHOICES,
     ChatMessage,
@@ -30,18 +31,13 @@ def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> Non
 
 def check_common(body: GenerationRequest, state: ServerState) -> None:
     """What chat and text completions refuse alike."""
-    if body.response_format is not None and body.response_format.type != "text":
-        raise not_supported(
-            "response_format", f"response_format {body.response_format.type!r} is not supported; only 'text' is"
-        )
+    refuse_unserved(body.model_extra or {})
     if body.logit_bias:
         check_token_ids(list(body.logit_bias), state, "logit_bias")
 
 
 def check_chat(body: ChatRequest, state: ServerState) -> None:
     check_common(body, state)
-    if body.tools or body.functions:
-        raise not_supported("tools" if body.tools else "functions", "tool calling is not supported; leave it out")
     if not state.ready_engine().llm.tokenizer.has_chat_template:
         raise APIError(400, "the model has no chat template; use /v1/completions", param="messages")
 
@@ -92,10 +88,6 @@ def _text(index: int, message: ChatMessage) -> str:
 
 def check_completion(body: CompletionRequest, state: ServerState) -> None:
     check_common(body, state)
-    if body.suffix:
-        raise not_supported("suffix", "filling in the middle is not supported; leave suffix out")
-    if body.echo:
-        raise not_supported("echo", "echo is not supported; the client has the prompt already")
     if body.best_of is not None and body.best_of != body.n_choices:
         raise not_supported("best_of", "best_of other than n is not supported")
 

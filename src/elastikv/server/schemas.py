@@ -1,4 +1,4 @@
-"""Bodies of requests. Unknown members are ignored, as OpenAI and llama-server do."""
+"""Bodies of requests. Unknown members that would change nothing are ignored, as OpenAI and llama-server do."""
 
 from __future__ import annotations
 
@@ -29,8 +29,15 @@ def _encodable_members(members: Any) -> Any:
     return members
 
 
+def _not_zero(n_predict: int) -> int:
+    if n_predict == 0:
+        raise ValueError("a reply of 0 tokens is none; -1 sets no bound")
+    return n_predict
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class Body(BaseModel):
@@ -52,22 +59,22 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ResponseFormat(Body):
-    type: str
-
-
 class GenerationRequest(Body):
     """What chat and text completions have in common. None: the engine's default.
 
-    Ranges are ``SamplingParams``' business; bounds here only keep integers within the machine's.
+    Ranges are ``SamplingParams``' business; bounds here only keep integers within the machine's. Members without
+    a name here are kept in ``model_extra``: ``parameters`` says which of them are refused.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Text | list[Text] | None = None
-    max_tokens: int | None = Field(None, le=INT32_MAX)
+    max_tokens: MaxTokens | None = None
+    n_predict: Annotated[int, Field(ge=-1, le=INT32_MAX), AfterValidator(_not_zero)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     temperature: float | None = None
     top_p: float | None = None
@@ -79,7 +86,13 @@ class GenerationRequest(Body):
     repeat_last_n: int | None = Field(None, le=INT32_MAX)
     logit_bias: dict[TokenId, float] | None = None
     ignore_eos: bool | None = None
-    response_format: ResponseFormat | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens to generate at most; ``n_predict`` is what llama-server calls it, with -1 for no bound."""
+        if self.n_predict is None:
+            return self.max_tokens
+        return None if self.n_predict == -1 else self.n_predict
 
     @property
     def n_choices(self) -> int:
@@ -139,12 +152,15 @@ class ChatMessage(OpenBody):
 
 class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, le=INT32_MAX)
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, le=INT32_MAX)
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
     chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """OpenAI's newer name goes first."""
+        return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> ChatRequest:
@@ -156,8 +172,6 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
     logprobs: int | None = Field(None, le=INT32_MAX)
-    echo: bool | None = None
-    suffix: str | None = None
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
 
 
