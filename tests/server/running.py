@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +31,11 @@ class RunningServer:
     def call(self, function: Callable[[], Any]) -> None:
         assert self.loop is not None
         self.loop.call_soon_threadsafe(function)
+
+    def connect(self) -> socket.socket:
+        """A bare connection, for what no client would send."""
+        address = self.http.base_url
+        return socket.create_connection((address.host, address.port), timeout=10)
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
@@ -65,6 +72,13 @@ def running(
         thread.join(timeout=10)
         assert not thread.is_alive(), "the server did not stop"
         loop.close()
+
+
+def raw_post(path: str, body: dict[str, Any], *lines: str) -> bytes:
+    """A request as bytes, with further header ``lines``."""
+    raw = json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {len(raw)}"]
+    return "\r\n".join([*head, *lines, "", ""]).encode("latin-1") + raw
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:

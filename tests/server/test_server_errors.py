@@ -7,7 +7,7 @@ import openai
 import pytest
 from fake_engine import FakeAsyncLLM
 from openai import OpenAI
-from running import RunningServer, running, wait_for
+from running import RunningServer, raw_post, running, wait_for
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -141,25 +141,20 @@ def test_a_body_that_is_too_large_is_not_read(engine: FakeAsyncLLM) -> None:
 
 
 def test_a_body_that_does_not_come_is_a_408(engine: FakeAsyncLLM) -> None:
-    with running(engine, timeout=0.2) as server:
-        address = server.http.base_url
-        with socket.create_connection((address.host, address.port), timeout=5) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-            assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+    with running(engine, timeout=0.2) as server, server.connect() as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
 def test_a_client_that_reads_nothing_is_dropped() -> None:
     engine = FakeAsyncLLM(n_ctx=1 << 20, step=0.0001)
     with running(engine, timeout=0.3) as server:
         address = server.http.base_url
-        body = json.dumps({"prompt": "x" * 100_000, "stream": True, "logprobs": 20}).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        )
+        request = raw_post("/v1/completions", {"prompt": "x" * 100_000, "stream": True, "logprobs": 20})
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect((address.host, address.port))
-            connection.sendall(head.encode() + b"\r\n\r\n" + body)
+            connection.sendall(request)
             wait_for(lambda: bool(engine.aborted), seconds=20)
         assert engine.n_generated < 100_000
         assert server.http.get("/health").status_code == 200

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from elastikv.server import (
     errors,
@@ -22,6 +23,7 @@ from elastikv.server import (
     tokenize,
 )
 from elastikv.server.limits import LimitClient, RequireKey
+from elastikv.server.origins import RefuseCrossSite, RequireHost
 from elastikv.server.settings import ServerSettings
 from elastikv.server.state import ServerState, in_daemon_thread
 
@@ -61,6 +63,13 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
     app.add_middleware(metrics.CountRequests, metrics=state.metrics)
     app.add_middleware(LimitClient, max_body_bytes=settings.max_body_bytes, timeout=settings.timeout)
     app.add_middleware(RequireKey, keys=settings.api_keys)
+    app.add_middleware(RefuseCrossSite, cors_origins=settings.cors_origins)
+    if settings.cors_origins:
+        # Also around the key: browsers ask whether they may send one before they do.
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(RequireHost, settings=settings)
     return app
 
 
