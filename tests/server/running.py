@@ -16,6 +16,7 @@ import uvicorn
 from fake_engine import FakeAsyncLLM
 
 from elastikv.server import ServerSettings, create_app
+from elastikv.server.connections import connections
 
 
 class RunningServer:
@@ -50,8 +51,10 @@ def running(
     **settings: Any,
 ) -> Iterator[RunningServer]:
     """Serve ``engine`` on a free port; ``load`` instead of it to watch the loading."""
-    app = create_app(ServerSettings(**settings), load or (lambda: engine), load_failed)
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    told = ServerSettings(**settings)
+    app = create_app(told, load or (lambda: engine), load_failed)
+    http = connections(told.timeout)
+    config = uvicorn.Config(app, port=0, http=http, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve()), daemon=True)

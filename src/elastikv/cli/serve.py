@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from elastikv.server import create_app
+    from elastikv.server.connections import connections
 
     settings = settings_from_args(args)
     scheduling = scheduling_from_args(args)
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     app = create_app(settings, lambda: _load_engine(args, scheduling), load_failed)
     config = uvicorn.Config(
         app,
+        http=connections(settings.timeout),
         log_config=None,
         access_log=False,
         server_header=False,

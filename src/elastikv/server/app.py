@@ -22,7 +22,7 @@ from elastikv.server import (
     slots,
     tokenize,
 )
-from elastikv.server.limits import LimitClient, RequireKey
+from elastikv.server.limits import LimitClient, OneLength, RequireKey
 from elastikv.server.origins import RefuseCrossSite, RequireHost
 from elastikv.server.settings import ServerSettings
 from elastikv.server.state import ServerState, in_daemon_thread
@@ -53,7 +53,14 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
                 await state.engine.close(drain_seconds=0)
 
     # The interactive documentation would load scripts from elsewhere: only the description is served.
-    app = FastAPI(title="elastikv", version=version("elastikv"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="elastikv",
+        version=version("elastikv"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # errors.install redirects, without the Host that a client may have made up
+    )
     app.state.server = state
     for module in (info, openai_chat, openai_completions, slots, memory_routes, metrics, tokenize):
         app.include_router(module.router)
@@ -70,6 +77,7 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     app.add_middleware(RequireHost, settings=settings)
+    app.add_middleware(OneLength)
     return app
 
 

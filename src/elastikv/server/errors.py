@@ -6,11 +6,13 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from elastikv.errors import CacheFull, ElastikvError, InvalidRequest, PromptTooLong, QueueFull, SnapshotError
 
@@ -104,14 +106,32 @@ def _param_name(location: Sequence[str | int]) -> str | None:
     return ".".join(str(part) for part in location[1:]) or None
 
 
-async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = str(error.detail)
+    path = request.scope["path"]
+    message, headers = str(error.detail), dict(error.headers or {})
     if error.status_code == 404:
-        message = f"there is nothing at {request.url.path}"
+        sibling = "/" + path.strip("/")
+        if path.endswith("/") and _methods_at(request.app, sibling):
+            query = f"?{request.url.query}" if request.url.query else ""
+            return RedirectResponse(quote(sibling) + query, 307)
+        message = f"there is nothing at {path}"
     elif error.status_code == 405:
-        message = f"{request.method} is not allowed at {request.url.path}"
-    return APIError(error.status_code, message, headers=error.headers).response()
+        message = f"{request.method} is not allowed at {path}"
+        headers["Allow"] = ", ".join(_methods_at(request.app, path))
+    return APIError(error.status_code, message, headers=headers).response()
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    """What some route answers there. Starlette tells only of the first route that has the path."""
+    scope = {"type": "http", "path": path, "root_path": "", "headers": []}
+
+    def is_answered(method: str) -> bool:
+        # What is mounted takes every method, but our files can only be read.
+        routes = [route for route in app.routes if method != "POST" or not isinstance(route, Mount)]
+        return any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+
+    return [method for method in ("GET", "HEAD", "POST") if is_answered(method)]
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

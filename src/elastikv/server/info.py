@@ -17,6 +17,7 @@ router = APIRouter()
 State = Annotated[ServerState, Depends(ready_state)]
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(state: Annotated[ServerState, Depends(server_state)]) -> dict[str, str]:
     """200 once the model is loaded, 503 before."""
