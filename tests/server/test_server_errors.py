@@ -90,7 +90,7 @@ def test_no_such_route(server: RunningServer, method: str, path: str, status: in
         ({"messages": HELLO, "n": 0}, "n"),
         ({"messages": HELLO, "n": 1000}, "n"),
         ({"messages": HELLO, "seed": 2**64}, "seed"),
-        ({"messages": HELLO, "logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+        ({"messages": HELLO, "logit_bias": {"x": 1}}, "logit_bias.x"),
         ({"messages": HELLO, "logit_bias": {"300": 1}}, "logit_bias"),
         ({"messages": HELLO, "top_logprobs": 1}, None),
         ({"messages": HELLO, "temperature": -1}, "temperature"),
@@ -123,10 +123,67 @@ def test_garbage_is_a_400(server: RunningServer, raw: bytes) -> None:
     error_of(response)
 
 
+@pytest.mark.parametrize(
+    ("raw", "param", "message"),
+    [
+        ('{"prompt": x}', None, "the body is not JSON: Expecting value at character 11"),
+        ("\udcff", None, "the body cannot be read as JSON in UTF-8"),
+        ("[]", None, "the body must be a JSON object"),
+        ("", None, "the body must be a JSON object"),
+        ("{}", "prompt", "prompt: Field required"),
+        ('{"prompt": {"a": 1}}', "prompt", "prompt: Input should be a valid string"),
+        ('{"prompt": "\\ud800"}', "prompt", "prompt: character 0 is half of a surrogate pair"),
+        ('{"prompt": ["a", "\\ud800"]}', "prompt.1", "prompt.1: character 0 is half of a surrogate pair"),
+        ('{"prompt": [[1], [2, -1]]}', "prompt.1.1", "prompt.1.1: Input should be greater than or equal to 0"),
+        ('{"prompt": "x", "stop": ["a", 3]}', "stop.1", "stop.1: Input should be a valid string"),
+        ('{"prompt": "x", "stream_options": 3}', "stream_options", "stream_options: "),
+        ('{"prompt": "x", "logit_bias": {"\\ud800": 1}}', "logit_bias", "logit_bias: "),
+    ],
+)
+def test_a_field_is_named_as_the_client_wrote_it(
+    server: RunningServer, raw: str, param: str | None, message: str
+) -> None:
+    content = raw.encode(errors="surrogateescape")
+    response = server.http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+    assert error_of(response)["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [("/memory?since=x", "since"), ("/slots/x?action=save", "slot_id"), ("/slots/1?action=eat", "action")],
+)
+def test_a_wrong_part_of_the_address_is_named(server: RunningServer, path: str, param: str) -> None:
+    response = server.http.request("GET" if "memory" in path else "POST", path)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        (None, 415),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("application/jsonx", 415),
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+    ],
+)
+def test_a_body_has_to_say_that_it_is_json(server: RunningServer, content_type: str | None, status: int) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = server.http.post("/v1/completions", content=b'{"prompt": "x"}', headers=headers)
+    assert response.status_code == status
+    if status == 415:
+        assert "'Content-Type: application/json'" in error_of(response)["message"]
+
+
 def test_a_form_is_not_json(server: RunningServer) -> None:
     """A page of another site can make a browser send this without asking; nothing may come of it."""
     response = server.http.post("/memory", content=b'{"shrink": true}', headers={"Content-Type": "text/plain"})
-    assert response.status_code == 400
+    assert response.status_code == 415
     assert server.engine.calls == []
 
 

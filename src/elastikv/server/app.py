@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from elastikv.server import (
+    description,
     errors,
     info,
     memory_routes,
@@ -59,6 +60,8 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(errors.require_json)],
+        responses=description.EVERYWHERE,
         redirect_slashes=False,  # errors.install redirects, without the Host that a client may have made up
     )
     app.state.server = state
@@ -66,6 +69,7 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
         app.include_router(module.router)
     page.install(app)
     errors.install(app)
+    description.install(app, needs_key=bool(settings.api_keys))
     # The one that is added last sees a request first.
     app.add_middleware(metrics.CountRequests, metrics=state.metrics)
     app.add_middleware(LimitClient, max_body_bytes=settings.max_body_bytes, timeout=settings.timeout)

@@ -68,9 +68,8 @@ class Connection(H11Protocol):
         """Answer, unless there is an answer already, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             response = error.response()
-            headers = [*response.raw_headers, (b"connection", b"close")]
-            events = h11.Response(status_code=response.status_code, headers=headers), h11.Data(data=response.body)
-            for event in (*events, h11.EndOfMessage()):
+            head = h11.Response(status_code=error.status, headers=[*response.raw_headers, (b"connection", b"close")])
+            for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None:
             self.cycle.disconnected = True  # or it would answer too

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
+from elastikv.server.description import content, errors
 from elastikv.server.generation import Step, make_jobs, sampling_params
 from elastikv.server.prompts import chat_prompt, check_chat
 from elastikv.server.replies import Reply, answer, json_logprob
@@ -16,7 +17,7 @@ from elastikv.server.state import ServerState, ready_state
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def chat_completions(
     body: ChatRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
 ) -> Response:

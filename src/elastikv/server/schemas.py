@@ -51,7 +51,11 @@ class OpenBody(Body):
 
     @model_validator(mode="after")
     def _extra_is_encodable(self) -> OpenBody:
-        _encodable_members(self.model_extra)
+        for name, value in (self.model_extra or {}).items():
+            try:
+                _encodable_members({name: value})
+            except ValueError as error:
+                raise ValueError(f"its member {name!r} cannot be written: {error}") from error
         return self
 
 
