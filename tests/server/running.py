@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import uvicorn
 from fake_engine import FakeAsyncLLM
 
 from elastikv.server import ServerSettings, create_app
+from elastikv.server.connections import connections
 
 
 class RunningServer:
@@ -30,6 +33,11 @@ class RunningServer:
         assert self.loop is not None
         self.loop.call_soon_threadsafe(function)
 
+    def connect(self) -> socket.socket:
+        """A bare connection, for what no client would send."""
+        address = self.http.base_url
+        return socket.create_connection((address.host, address.port), timeout=10)
+
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
 
@@ -43,8 +51,10 @@ def running(
     **settings: Any,
 ) -> Iterator[RunningServer]:
     """Serve ``engine`` on a free port; ``load`` instead of it to watch the loading."""
-    app = create_app(ServerSettings(**settings), load or (lambda: engine), load_failed)
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    told = ServerSettings(**settings)
+    app = create_app(told, load or (lambda: engine), load_failed)
+    http = connections(told.timeout)
+    config = uvicorn.Config(app, port=0, http=http, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve()), daemon=True)
@@ -65,6 +75,13 @@ def running(
         thread.join(timeout=10)
         assert not thread.is_alive(), "the server did not stop"
         loop.close()
+
+
+def raw_post(path: str, body: dict[str, Any], *lines: str) -> bytes:
+    """A request as bytes, with further header ``lines``."""
+    raw = json.dumps(body).encode()
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {len(raw)}"]
+    return "\r\n".join([*head, *lines, "", ""]).encode("latin-1") + raw
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import json
 import socket
 
 import pytest
 from fake_engine import FakeAsyncLLM
-from running import running, wait_for
+from running import RunningServer, raw_post, running, wait_for
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -13,7 +12,7 @@ from running import running, wait_for
 def test_a_client_that_goes_away_ends_its_generations(stream: bool, n: int) -> None:
     engine = FakeAsyncLLM(step=0.02)
     with running(engine) as server:
-        start(server.http.base_url, {"prompt": "x" * 200, "stream": stream, "n": n}).close()
+        start(server, {"prompt": "x" * 200, "stream": stream, "n": n}).close()
         wait_for(lambda: len(engine.aborted) == n)
         n_generated = engine.n_generated
         assert n_generated < n * 200
@@ -25,9 +24,9 @@ def test_a_client_that_goes_away_ends_its_generations(stream: bool, n: int) -> N
 def test_one_that_leaves_the_queue_never_runs(stream: bool) -> None:
     engine = FakeAsyncLLM(n_parallel=1, step=0.02)
     with running(engine) as server:
-        first = start(server.http.base_url, {"prompt": "x" * 100, "stream": True})
+        first = start(server, {"prompt": "x" * 100, "stream": True})
         wait_for(lambda: engine.n_generated > 0)
-        start(server.http.base_url, {"prompt": "y" * 100, "stream": stream}).close()
+        start(server, {"prompt": "y" * 100, "stream": stream}).close()
         wait_for(lambda: len(engine.requests) == 2)
         first.close()
         wait_for(lambda: len(engine.aborted) == 1)
@@ -36,10 +35,8 @@ def test_one_that_leaves_the_queue_never_runs(stream: bool) -> None:
         assert engine.finished == ["ab"]
 
 
-def start(address, body: dict) -> socket.socket:
+def start(server: RunningServer, body: dict) -> socket.socket:
     """Send a request and read nothing."""
-    raw = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}"
-    connection = socket.create_connection((address.host, address.port), timeout=5)
-    connection.sendall(head.encode() + b"\r\n\r\n" + raw)
+    connection = server.connect()
+    connection.sendall(raw_post("/v1/completions", body))
     return connection

@@ -35,6 +35,9 @@ def test_a_wide_bind_without_a_key_is_warned_about(
         (["--parallel", "0"], "n_parallel must be at least 1"),
         (["--max-queue", "-1"], "max_queue must be at least 1"),
         (["--kv-idle-drop", "-3"], "idle_drop_seconds must be at least 0"),
+        (["--allowed-hosts", "good.example,http://bad"], "--allowed-hosts: 'http://bad' is no host"),
+        (["--cors-origin", "x.org"], "--cors-origin: 'x.org' is no origin"),
+        (["--cors-origin", "http://["], "--cors-origin: 'http://[' is no origin"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
     ],
 )

@@ -7,7 +7,7 @@ import openai
 import pytest
 from fake_engine import FakeAsyncLLM
 from openai import OpenAI
-from running import RunningServer, running, wait_for
+from running import RunningServer, raw_post, running, wait_for
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -90,12 +90,12 @@ def test_no_such_route(server: RunningServer, method: str, path: str, status: in
         ({"messages": HELLO, "n": 0}, "n"),
         ({"messages": HELLO, "n": 1000}, "n"),
         ({"messages": HELLO, "seed": 2**64}, "seed"),
-        ({"messages": HELLO, "logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+        ({"messages": HELLO, "logit_bias": {"x": 1}}, "logit_bias.x"),
         ({"messages": HELLO, "logit_bias": {"300": 1}}, "logit_bias"),
         ({"messages": HELLO, "top_logprobs": 1}, None),
-        ({"messages": HELLO, "temperature": -1}, None),
-        ({"messages": HELLO, "max_tokens": 0}, None),
-        ({"messages": HELLO, "stop": [""]}, None),
+        ({"messages": HELLO, "temperature": -1}, "temperature"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+        ({"messages": HELLO, "stop": [""]}, "stop"),
         ({"messages": HELLO, "chat_template_kwargs": {"colour": "red"}}, None),
     ],
 )
@@ -123,10 +123,67 @@ def test_garbage_is_a_400(server: RunningServer, raw: bytes) -> None:
     error_of(response)
 
 
+@pytest.mark.parametrize(
+    ("raw", "param", "message"),
+    [
+        ('{"prompt": x}', None, "the body is not JSON: Expecting value at character 11"),
+        ("\udcff", None, "the body cannot be read as JSON in UTF-8"),
+        ("[]", None, "the body must be a JSON object"),
+        ("", None, "the body must be a JSON object"),
+        ("{}", "prompt", "prompt: Field required"),
+        ('{"prompt": {"a": 1}}', "prompt", "prompt: Input should be a valid string"),
+        ('{"prompt": "\\ud800"}', "prompt", "prompt: character 0 is half of a surrogate pair"),
+        ('{"prompt": ["a", "\\ud800"]}', "prompt.1", "prompt.1: character 0 is half of a surrogate pair"),
+        ('{"prompt": [[1], [2, -1]]}', "prompt.1.1", "prompt.1.1: Input should be greater than or equal to 0"),
+        ('{"prompt": "x", "stop": ["a", 3]}', "stop.1", "stop.1: Input should be a valid string"),
+        ('{"prompt": "x", "stream_options": 3}', "stream_options", "stream_options: "),
+        ('{"prompt": "x", "logit_bias": {"\\ud800": 1}}', "logit_bias", "logit_bias: "),
+    ],
+)
+def test_a_field_is_named_as_the_client_wrote_it(
+    server: RunningServer, raw: str, param: str | None, message: str
+) -> None:
+    content = raw.encode(errors="surrogateescape")
+    response = server.http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+    assert error_of(response)["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [("/memory?since=x", "since"), ("/slots/x?action=save", "slot_id"), ("/slots/1?action=eat", "action")],
+)
+def test_a_wrong_part_of_the_address_is_named(server: RunningServer, path: str, param: str) -> None:
+    response = server.http.request("GET" if "memory" in path else "POST", path)
+    assert response.status_code == 400
+    assert error_of(response)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("content_type", "status"),
+    [
+        (None, 415),
+        ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415),
+        ("application/jsonx", 415),
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/vnd.api+json", 200),
+    ],
+)
+def test_a_body_has_to_say_that_it_is_json(server: RunningServer, content_type: str | None, status: int) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = server.http.post("/v1/completions", content=b'{"prompt": "x"}', headers=headers)
+    assert response.status_code == status
+    if status == 415:
+        assert "'Content-Type: application/json'" in error_of(response)["message"]
+
+
 def test_a_form_is_not_json(server: RunningServer) -> None:
     """A page of another site can make a browser send this without asking; nothing may come of it."""
     response = server.http.post("/memory", content=b'{"shrink": true}', headers={"Content-Type": "text/plain"})
-    assert response.status_code == 400
+    assert response.status_code == 415
     assert server.engine.calls == []
 
 
@@ -141,25 +198,20 @@ def test_a_body_that_is_too_large_is_not_read(engine: FakeAsyncLLM) -> None:
 
 
 def test_a_body_that_does_not_come_is_a_408(engine: FakeAsyncLLM) -> None:
-    with running(engine, timeout=0.2) as server:
-        address = server.http.base_url
-        with socket.create_connection((address.host, address.port), timeout=5) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-            assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+    with running(engine, timeout=0.2) as server, server.connect() as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
 def test_a_client_that_reads_nothing_is_dropped() -> None:
     engine = FakeAsyncLLM(n_ctx=1 << 20, step=0.0001)
     with running(engine, timeout=0.3) as server:
         address = server.http.base_url
-        body = json.dumps({"prompt": "x" * 100_000, "stream": True, "logprobs": 20}).encode()
-        head = (
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        )
+        request = raw_post("/v1/completions", {"prompt": "x" * 100_000, "stream": True, "logprobs": 20})
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect((address.host, address.port))
-            connection.sendall(head.encode() + b"\r\n\r\n" + body)
+            connection.sendall(request)
             wait_for(lambda: bool(engine.aborted), seconds=20)
         assert engine.n_generated < 100_000
         assert server.http.get("/health").status_code == 200

@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     http.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every network")
     http.add_argument("--port", type=int, default=8080, help="0: any free one")
     http.add_argument("--api-key", metavar="KEY", help="ask for this key; several, separated by commas, may serve")
+    http.add_argument(
+        "--allowed-hosts", metavar="NAMES", help="further names of this server where no key is asked for; *: any"
+    )
+    http.add_argument(
+        "--cors-origin", metavar="ORIGINS", help="pages of these origins may use it, such as https://x.org"
+    )
     http.add_argument("-a", "--alias", metavar="NAME", help="what the model is called; none: what it calls itself")
     http.add_argument(
         "-to",
@@ -62,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     import uvicorn
 
     from elastikv.server import create_app
+    from elastikv.server.connections import connections
 
     settings = settings_from_args(args)
     scheduling = scheduling_from_args(args)
@@ -75,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     app = create_app(settings, lambda: _load_engine(args, scheduling), load_failed)
     config = uvicorn.Config(
         app,
+        http=connections(settings.timeout),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -107,11 +115,36 @@ def settings_from_args(args: argparse.Namespace) -> ServerSettings:
         host=args.host,
         port=args.port,
         api_keys=tuple(key for key in (args.api_key or "").split(",") if key),
+        allowed_hosts=_allowed_hosts(args.allowed_hosts),
+        cors_origins=_cors_origins(args.cors_origin),
         alias=args.alias,
         timeout=args.timeout,
         max_body_bytes=parse_size(args.max_body),
         slot_save_path=args.slot_save_path,
     )
+
+
+def _allowed_hosts(flag: str | None) -> tuple[str, ...]:
+    from elastikv.server.origins import host_name
+
+    for name in _names(flag):
+        if name != "*" and host_name(name.removeprefix("*.")) is None:
+            raise InvalidRequest(f"--allowed-hosts: {name!r} is no host; give names such as llm.example.org, or *")
+    return _names(flag)
+
+
+def _cors_origins(flag: str | None) -> tuple[str, ...]:
+    from elastikv.server.origins import is_origin
+
+    for origin in _names(flag):
+        if not is_origin(origin):
+            raise InvalidRequest(f"--cors-origin: {origin!r} is no origin; give scheme://host[:port], or *")
+    return _names(flag)
+
+
+def _names(flag: str | None) -> tuple[str, ...]:
+    """What stands between the commas."""
+    return tuple(name.strip() for name in (flag or "").split(",") if name.strip())
 
 
 def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:

@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from elastikv.server import (
+    description,
     errors,
     info,
     memory_routes,
@@ -21,7 +23,8 @@ from elastikv.server import (
     slots,
     tokenize,
 )
-from elastikv.server.limits import LimitClient, RequireKey
+from elastikv.server.limits import LimitClient, OneLength, RequireKey
+from elastikv.server.origins import RefuseCrossSite, RequireHost
 from elastikv.server.settings import ServerSettings
 from elastikv.server.state import ServerState, in_daemon_thread
 
@@ -51,16 +54,34 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
                 await state.engine.close(drain_seconds=0)
 
     # The interactive documentation would load scripts from elsewhere: only the description is served.
-    app = FastAPI(title="elastikv", version=version("elastikv"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="elastikv",
+        version=version("elastikv"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(errors.require_json)],
+        responses=description.EVERYWHERE,
+        redirect_slashes=False,  # errors.install redirects, without the Host that a client may have made up
+    )
     app.state.server = state
     for module in (info, openai_chat, openai_completions, slots, memory_routes, metrics, tokenize):
         app.include_router(module.router)
     page.install(app)
     errors.install(app)
+    description.install(app, needs_key=bool(settings.api_keys))
     # The one that is added last sees a request first.
     app.add_middleware(metrics.CountRequests, metrics=state.metrics)
     app.add_middleware(LimitClient, max_body_bytes=settings.max_body_bytes, timeout=settings.timeout)
     app.add_middleware(RequireKey, keys=settings.api_keys)
+    app.add_middleware(RefuseCrossSite, cors_origins=settings.cors_origins)
+    if settings.cors_origins:
+        # Also around the key: browsers ask whether they may send one before they do.
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(RequireHost, settings=settings)
+    app.add_middleware(OneLength)
     return app
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
 from elastikv.errors import CacheFull, ElastikvError, InvalidRequest, PromptTooLong, QueueFull, SnapshotError
 
@@ -41,8 +43,8 @@ class APIError(Exception):
 
 
 def not_supported(param: str, message: str) -> APIError:
-    """A request for something that OpenAI has and this server does not."""
-    return APIError(400, message, type="not_supported_error", param=param, code="not_supported")
+    """A request for something that other servers have and this one does not."""
+    return APIError(400, message, type="not_supported_error", param=param, code="unsupported_parameter")
 
 
 def unavailable(message: str) -> APIError:
@@ -93,25 +95,76 @@ async def _on_elastikv_error(request: Request, error: Exception) -> JSONResponse
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = _param_name(first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
+    problems = error.errors()
+    paths = [_written_path(problem, error.body) for problem in problems]
+    # Of a union all branches complain: the one that got furthest, or far enough for our own checks, was meant.
+    path, problem = max(
+        ((path, problem) for path, problem in zip(paths, problems, strict=True) if path[:1] == paths[0][:1]),
+        key=lambda found: (len(found[0]), found[1]["type"] == "value_error"),
+    )
+    if problem["type"] == "json_invalid":
+        path, message = [], f"the body is not JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
+    elif problem["loc"] == ("body",) and problem["type"] != "value_error":
+        message = "the body must be a JSON object"
+    else:
+        message = str(problem["msg"]).removeprefix("Value error, ")
+    # A member's name may be half of a surrogate pair, which an answer cannot repeat.
+    param = ".".join(path).encode(errors="backslashreplace").decode() or None
     return APIError(400, f"{param}: {message}" if param else message, param=param).response()
 
 
-def _param_name(location: Sequence[str | int]) -> str | None:
-    """``("body", "messages", 0, "role")`` -> ``"messages.0.role"``."""
-    return ".".join(str(part) for part in location[1:]) or None
+def _written_path(problem: Mapping[str, Any], body: Any) -> list[str]:
+    """``("body", "prompt", "list[str]", 1)`` -> ``["prompt", "1"]``: as the client wrote it, without union branches."""
+    place, *steps = problem["loc"]
+    if place != "body":
+        return [str(step) for step in steps]
+    path = []
+    for step in steps:
+        if step in body if isinstance(body, dict) else isinstance(body, list) and step in range(len(body)):
+            path.append(str(step))
+            body = body[step]
+    return [*path, str(steps[-1])] if problem["type"] == "missing" and steps else path
 
 
-async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+async def require_json(request: Request) -> None:
+    """A dependency: 415 for a body that does not say that it is JSON, because forms of other sites cannot say it."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        return
+    if await request.body():
+        given = f", not {kind!r}" if kind else ""
+        message = f"send the body with the header 'Content-Type: application/json'{given}"
+        raise APIError(415, message, code="unsupported_media_type", headers={"Accept": "application/json"})
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = str(error.detail)
-    if error.status_code == 404:
-        message = f"there is nothing at {request.url.path}"
+    path = request.scope["path"]
+    message, headers = str(error.detail), dict(error.headers or {})
+    if error.status_code == 400:
+        message = "the body cannot be read as JSON in UTF-8"  # the one thing that FastAPI says it of
+    elif error.status_code == 404:
+        sibling = "/" + path.strip("/")
+        if path.endswith("/") and _methods_at(request.app, sibling):
+            query = f"?{request.url.query}" if request.url.query else ""
+            return RedirectResponse(quote(sibling) + query, 307)
+        message = f"there is nothing at {path}"
     elif error.status_code == 405:
-        message = f"{request.method} is not allowed at {request.url.path}"
-    return APIError(error.status_code, message, headers=error.headers).response()
+        message = f"{request.method} is not allowed at {path}"
+        headers["Allow"] = ", ".join(_methods_at(request.app, path))
+    return APIError(error.status_code, message, headers=headers).response()
+
+
+def _methods_at(app: FastAPI, path: str) -> list[str]:
+    """What some route answers there. Starlette tells only of the first route that has the path."""
+    scope = {"type": "http", "path": path, "root_path": "", "headers": []}
+
+    def is_answered(method: str) -> bool:
+        # What is mounted takes every method, but our files can only be read.
+        routes = [route for route in app.routes if method != "POST" or not isinstance(route, Mount)]
+        return any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+
+    return [method for method in ("GET", "HEAD", "POST") if is_answered(method)]
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

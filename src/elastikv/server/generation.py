@@ -11,7 +11,8 @@ from typing import Any
 
 from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
-from elastikv.errors import GenerationCut
+from elastikv.errors import GenerationCut, InvalidRequest
+from elastikv.server.errors import APIError
 from elastikv.server.schemas import GenerationRequest
 from elastikv.server.state import ServerState
 
@@ -61,13 +62,26 @@ def make_jobs(prompts: Sequence[list[int]], params: SamplingParams, n_choices: i
     return [Job(prompt, choice) for prompt in prompts for choice in choices]
 
 
-def sampling_params(body: GenerationRequest, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+def sampling_params(body: GenerationRequest, *, logprobs: int | None) -> SamplingParams:
     """The engine's defaults where the request is silent; without a bound a reply ends at ``n_ctx``.
 
-    Raises InvalidRequest for values out of range.
+    Raises a 400 that names the parameter for values out of range.
     """
     given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+    if given.get("seed") == -1:  # llama-server and vLLM draw one then
+        del given["seed"]
+    for name, value in given.items():
+        _check_alone(name, name, value)
+    _check_alone("top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs", "logprobs", logprobs)
+    return SamplingParams(max_tokens=body.token_limit, logprobs=logprobs, **given)
+
+
+def _check_alone(param: str, name: str, value: Any) -> None:
+    """What ``SamplingParams`` says of one value, with the name that the client knows it by."""
+    try:
+        SamplingParams(**{name: value})
+    except InvalidRequest as error:
+        raise APIError(400, str(error).replace(name, param, 1), param=param) from error
 
 
 async def generate(state: ServerState, jobs: Sequence[Job]) -> AsyncIterator[Step]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from elastikv.engine.params import SamplingParams
+from elastikv.server.description import errors
 from elastikv.server.errors import APIError
 from elastikv.server.state import ServerState, ready_state, server_state
 
@@ -17,6 +18,7 @@ router = APIRouter()
 State = Annotated[ServerState, Depends(ready_state)]
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(state: Annotated[ServerState, Depends(server_state)]) -> dict[str, str]:
     """200 once the model is loaded, 503 before."""
@@ -30,7 +32,7 @@ async def list_models(state: State) -> dict[str, Any]:
     return {"object": "list", "data": [_model(state)]}
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", responses=errors(404))
 async def get_model(model_id: str, state: State) -> dict[str, Any]:
     if model_id != state.model_name:
         raise APIError(404, f"no model is called {model_id!r}", param="model", code="model_not_found")

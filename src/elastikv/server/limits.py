@@ -1,4 +1,4 @@
-"""What is checked before a request reaches a route: the key, the size of the body, the patience."""
+"""What is checked before a request reaches a route: the key, and the body's size and time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,24 @@ class ClientGone(Exception):
     """The client closed its connection, or reads nothing any more; there is nobody to answer."""
 
 
+class OneLength:
+    """400 for a body with two lengths, and the connection closes: what follows may be a smuggled request.
+
+    A proxy in front may believe ``Content-Length``, where the parser believes ``Transfer-Encoding`` (RFC 9112, 6.3).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        message = "send Content-Length or Transfer-Encoding, not both"
+        error = APIError(400, message, code="bad_http", headers={"Connection": "close"})
+        await error.response()(scope, receive, send)
+
+
 class RequireKey:
     """401 without one of the keys; open are ``/health`` and the page's own files, which hold no data."""
 
@@ -24,7 +42,7 @@ class RequireKey:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._keys or _is_open(scope["path"]) or self._has_key(Headers(scope=scope)):
+        if scope["type"] != "http" or not self._keys or is_open(scope["path"]) or self._has_key(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
         error = APIError(
@@ -42,15 +60,13 @@ class RequireKey:
         return any(hmac.compare_digest(given.encode(), key) for key in self._keys)
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
+    """Never asks for a key."""
     return path in ("/", "/health") or path.startswith("/page/")
 
 
 class LimitClient:
-    """Read the whole body before the route runs, at most ``max_body_bytes`` and ``timeout`` seconds of it.
-
-    A write that blocks for ``timeout`` seconds (the client reads nothing) ends the request.
-    """
+    """Read the whole body before the route runs, at most ``max_body_bytes`` and ``timeout`` seconds of it."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, timeout: float) -> None:
         self.app = app
@@ -73,15 +89,8 @@ class LimitClient:
         async def receive_again() -> Message:
             return replayed.pop() if replayed else await receive()
 
-        async def send_in_time(message: Message) -> None:
-            try:
-                with anyio.fail_after(self._timeout):
-                    await send(message)
-            except TimeoutError as error:
-                raise ClientGone from error
-
         try:
-            await self.app(scope, receive_again, send_in_time)
+            await self.app(scope, receive_again, send)
         except ClientGone:
             return
 

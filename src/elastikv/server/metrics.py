@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from elastikv.engine.stats import EngineStats
+from elastikv.server.description import content
 
 router = APIRouter()
 
@@ -93,7 +94,7 @@ class CountRequests:
             self._metrics.observe_request(route, status, time.perf_counter() - started)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=content("text/plain"))
 async def metrics(request: Request) -> Response:
     """Prometheus text; while the model loads, without the engine's part."""
     state = request.app.state.server

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
+from elastikv.server.description import content, errors
 from elastikv.server.generation import Step, make_jobs, sampling_params
 from elastikv.server.prompts import chat_prompt, check_chat
 from elastikv.server.replies import Reply, answer, json_logprob
@@ -16,17 +17,13 @@ from elastikv.server.state import ServerState, ready_state
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def chat_completions(
     body: ChatRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
 ) -> Response:
     """A reply to a conversation, whole or as server-sent events."""
     check_chat(body, state)
-    params = sampling_params(
-        body,
-        max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-    )
+    params = sampling_params(body, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
     jobs = make_jobs([await chat_prompt(body, state)], params, body.n_choices)
     return await answer(request, state, body, jobs, ChatReply(state, body.n_choices))
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
+from elastikv.server.description import content, errors
 from elastikv.server.generation import Step, make_jobs, sampling_params
 from elastikv.server.prompts import check_completion, completion_prompts
 from elastikv.server.replies import Reply, answer, json_logprob
@@ -17,13 +18,13 @@ from elastikv.server.state import ServerState, ready_state
 router = APIRouter()
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def completions(
     body: CompletionRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
 ) -> Response:
     """Text that follows one or several prompts, whole or as server-sent events."""
     check_completion(body, state)
-    params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs)
+    params = sampling_params(body, logprobs=body.logprobs)
     jobs = make_jobs(await completion_prompts(body, state), params, body.n_choices)
     return await answer(request, state, body, jobs, CompletionReply(state, body.n_choices))
 

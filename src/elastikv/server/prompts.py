@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from elastikv.errors import InvalidRequest
 from elastikv.server.errors import APIError, not_supported
-from elastikv.server.schemas import MAX_CHOICES, ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
+from elastikv.server.parameters import refuse_unserved
+from elastikv.server.schemas import (
+    MAX_CHOICES,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parsed_arguments,
+)
 from elastikv.server.state import ServerState
 
 
@@ -21,52 +31,63 @@ def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> Non
 
 def check_common(body: GenerationRequest, state: ServerState) -> None:
     """What chat and text completions refuse alike."""
-    if body.response_format is not None and body.response_format.type != "text":
-        raise not_supported(
-            "response_format", f"response_format {body.response_format.type!r} is not supported; only 'text' is"
-        )
+    refuse_unserved(body.model_extra or {})
     if body.logit_bias:
         check_token_ids(list(body.logit_bias), state, "logit_bias")
 
 
 def check_chat(body: ChatRequest, state: ServerState) -> None:
     check_common(body, state)
-    if body.tools or body.functions:
-        raise not_supported("tools" if body.tools else "functions", "tool calling is not supported; leave it out")
     if not state.ready_engine().llm.tokenizer.has_chat_template:
         raise APIError(400, "the model has no chat template; use /v1/completions", param="messages")
 
 
 async def chat_prompt(body: ChatRequest, state: ServerState) -> list[int]:
     """The conversation as the model's template writes it, up to where the reply begins."""
-    messages = [_plain_message(index, message) for index, message in enumerate(body.messages)]
     tokenizer = state.ready_engine().llm.tokenizer
     options = body.chat_template_kwargs or {}
-    return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **options)
+    messages = template_messages(body.messages)
+    try:
+        return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **options)
+    except InvalidRequest:
+        # A few templates (DeepSeek's) join the arguments of a call to a string instead of writing them as JSON.
+        as_text = template_messages(body.messages, arguments_as_text=True)
+        if as_text == messages:
+            raise
+        return await asyncio.to_thread(tokenizer.apply_chat_template, as_text, **options)
 
 
-def _plain_message(index: int, message: ChatMessage) -> dict[str, Any]:
-    """Templates know no developers, and expect text rather than parts of it."""
+def template_messages(messages: Sequence[ChatMessage], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
+    """Turns as chat templates expect them: every member that was given; text instead of parts of it; no developers;
+    and the arguments of calls as objects."""
+    return [_template_message(index, message, arguments_as_text) for index, message in enumerate(messages)]
+
+
+def _template_message(index: int, message: ChatMessage, arguments_as_text: bool) -> dict[str, Any]:
+    turn = message.model_dump(exclude_none=True)
+    if turn.get("function_call"):
+        raise not_supported(f"messages.{index}.function_call", "function_call is not supported; use tool_calls")
+    turn["role"] = "system" if message.role == "developer" else message.role
+    turn["content"] = _text(index, message)
+    for call in turn.get("tool_calls", ()):
+        arguments = parsed_arguments(call["function"].get("arguments"))
+        call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False) if arguments_as_text else arguments
+    return turn
+
+
+def _text(index: int, message: ChatMessage) -> str:
+    """An empty text where there is none: templates print ``None`` otherwise."""
     parts = message.content
-    if isinstance(parts, list):
-        other = next((part.type for part in parts if part.type != "text"), None)
-        if other is not None:
-            raise not_supported(
-                f"messages.{index}.content", f"content of type {other!r} is not supported; only text is"
-            )
-        content = "".join(part.text or "" for part in parts)
-    else:
-        content = parts or ""
-    plain = {"role": "system" if message.role == "developer" else message.role, "content": content}
-    return plain | ({"name": message.name} if message.name else {})
+    if not isinstance(parts, list):
+        return parts or ""
+    other = next((part.type for part in parts if part.type != "text"), None)
+    if other is not None:
+        raise not_supported(f"messages.{index}.content", f"content of type {other!r} is not supported; only text is")
+    return "".join(part.text or "" for part in parts)
 
 
 def check_completion(body: CompletionRequest, state: ServerState) -> None:
     check_common(body, state)
-    if body.suffix:
-        raise not_supported("suffix", "filling in the middle is not supported; leave suffix out")
-    if body.echo:
-        raise not_supported("echo", "echo is not supported; the client has the prompt already")
     if body.best_of is not None and body.best_of != body.n_choices:
         raise not_supported("best_of", "best_of other than n is not supported")
 

@@ -1,10 +1,11 @@
-"""Bodies of requests. Unknown members are ignored, as OpenAI and llama-server do."""
+"""Bodies of requests. Unknown members that would change nothing are ignored, as OpenAI and llama-server do."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -19,34 +20,65 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _encodable_members(members: Any) -> Any:
+    """The same for whatever JSON may hold."""
+    try:
+        _encodable(json.dumps(members, ensure_ascii=False))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return members
+
+
+def _not_zero(n_predict: int) -> int:
+    if n_predict == 0:
+        raise ValueError("a reply of 0 tokens is none; -1 sets no bound")
+    return n_predict
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
 class Body(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
 
+class OpenBody(Body):
+    """Members without a name here are kept, in ``model_extra``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _extra_is_encodable(self) -> OpenBody:
+        for name, value in (self.model_extra or {}).items():
+            try:
+                _encodable_members({name: value})
+            except ValueError as error:
+                raise ValueError(f"its member {name!r} cannot be written: {error}") from error
+        return self
+
+
 class StreamOptions(Body):
     include_usage: bool = False
-
-
-class ResponseFormat(Body):
-    type: str
 
 
 class GenerationRequest(Body):
     """What chat and text completions have in common. None: the engine's default.
 
-    Ranges are ``SamplingParams``' business; bounds here only keep integers within the machine's.
+    Ranges are ``SamplingParams``' business; bounds here only keep integers within the machine's. Members without
+    a name here are kept in ``model_extra``: ``parameters`` says which of them are refused.
     """
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Text | list[Text] | None = None
-    max_tokens: int | None = Field(None, le=INT32_MAX)
+    max_tokens: MaxTokens | None = None
+    n_predict: Annotated[int, Field(ge=-1, le=INT32_MAX), AfterValidator(_not_zero)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     temperature: float | None = None
     top_p: float | None = None
@@ -58,7 +90,13 @@ class GenerationRequest(Body):
     repeat_last_n: int | None = Field(None, le=INT32_MAX)
     logit_bias: dict[TokenId, float] | None = None
     ignore_eos: bool | None = None
-    response_format: ResponseFormat | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens to generate at most; ``n_predict`` is what llama-server calls it, with -1 for no bound."""
+        if self.n_predict is None:
+            return self.max_tokens
+        return None if self.n_predict == -1 else self.n_predict
 
     @property
     def n_choices(self) -> int:
@@ -74,22 +112,59 @@ class TextPart(Body):
     text: Text | None = None
 
 
-class ChatMessage(Body):
-    """A turn. ``content`` may be text or a list of text parts; pictures and sound are refused."""
+class FunctionCall(OpenBody):
+    """``arguments``: JSON of an object, as OpenAI writes it, or the object itself."""
+
+    name: Text
+    arguments: str | dict[str, Any] | None = None
+
+    @field_validator("arguments")
+    @classmethod
+    def _hold_an_object(cls, arguments: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        if not isinstance(_encodable_members(parsed_arguments(arguments)), dict):
+            raise ValueError("a call's arguments must be a JSON object")
+        return arguments
+
+
+def parsed_arguments(arguments: str | dict[str, Any] | None) -> Any:
+    """The object that a call's arguments are; no arguments are an empty one. Raises ValueError."""
+    try:
+        return (json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments) or {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"a call's arguments must be a JSON object ({error})") from error
+
+
+class ToolCall(OpenBody):
+    id: Text | None = None
+    type: Text = "function"
+    function: FunctionCall
+
+
+class ChatMessage(OpenBody):
+    """A turn, handed to the chat template with all its members.
+
+    ``content`` may be text or a list of text parts; pictures and sound are refused.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
     name: Text | None = None
+    reasoning_content: Text | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Text | None = None
 
 
 class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, le=INT32_MAX)
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, le=INT32_MAX)
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
     chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
+
+    @property
+    def token_limit(self) -> int | None:
+        """OpenAI's newer name goes first."""
+        return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> ChatRequest:
@@ -101,8 +176,6 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
     logprobs: int | None = Field(None, le=INT32_MAX)
-    echo: bool | None = None
-    suffix: str | None = None
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
 
 

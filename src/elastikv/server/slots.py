@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 
+from elastikv.server.description import errors
 from elastikv.server.errors import APIError
 from elastikv.server.schemas import SlotFileRequest
 from elastikv.server.state import ServerState, ready_state
@@ -32,7 +33,7 @@ async def list_slots(state: State) -> list[dict[str, Any]]:
     ]
 
 
-@router.post("/slots/{slot_id}")
+@router.post("/slots/{slot_id}", responses=errors(404, 501))
 async def act_on_slot(
     slot_id: int,
     action: Literal["save", "restore", "erase"],

@@ -89,7 +89,7 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **{**self.special_tokens, **variables},
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error}") from None
         return rendered[0]
 

@@ -22,6 +22,7 @@ _HEADERS = {
 def install(app: FastAPI) -> None:
     """Serve ``/`` and ``/page/*``."""
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(_FOLDER / "index.html", headers=_HEADERS)

@@ -1,0 +1,104 @@
+"""Parameters of OpenAI's server, llama-server and vLLM that would change an answer and are not served.
+
+Those that are served are members of ``schemas.GenerationRequest`` and its children. Those below are refused by name.
+Whatever else a request has changes no text (``user``, ``metadata``, ``store``, ``timings_per_token``, or the
+``dry_base`` of a DRY that is switched off), and is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from elastikv.server.errors import not_supported
+
+LLAMA_CPP_SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
+"""llama.cpp's own order. It is the order here, and its other samplers do nothing unless a parameter below asks."""
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    # The form of the text.
+    "response_format": ({"type": "text"},),
+    "grammar": ("",),
+    "json_schema": (),
+    "guided_json": (),
+    "guided_regex": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
+    "structured_outputs": (),
+    "structural_tag": (),
+    # Tools, and other things to hear or say than text.
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "image_data": ([],),
+    "web_search_options": (),
+    "documents": ([],),
+    # How the prompt is made.
+    "chat_template": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (),
+    "truncate_prompt_tokens": (),
+    "echo": (False,),
+    "suffix": ("",),
+    # Thoughts: they stay in the text, as the model writes them.
+    "reasoning_format": ("none",),
+    "reasoning_effort": (),
+    "reasoning_budget_tokens": (-1,),
+    "thinking_budget_tokens": (-1,),
+    "thinking_token_budget": (),
+    "include_reasoning": (True,),
+    "verbosity": ("medium",),
+    # Sampling.
+    "samplers": (LLAMA_CPP_SAMPLERS,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "typical_p": (1,),
+    "top_n_sigma": (-1, 0),
+    "adaptive_target": (-1,),
+    "dynatemp_range": (0,),
+    "min_keep": (0,),
+    "repetition_penalty": (1,),
+    "use_beam_search": (False,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "logits_processors": ([],),
+    "lora": ([],),
+    # Where a reply ends, and what of it is shown.
+    "t_max_predict_ms": (0, -1),
+    "n_indent": (0,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "n_probs": (0,),
+    "post_sampling_probs": (False,),
+    "prompt_logprobs": (),
+    "return_tokens": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "response_fields": ([],),
+    # Sessions.
+    "id_slot": (-1,),
+    "cache_prompt": (True,),
+}
+"""Values that ask for what happens anyway. Null always does."""
+
+_REMEDIES = {
+    "n_probs": "use logprobs",
+    "repetition_penalty": "use repeat_penalty",
+    "reasoning_effort": "templates that know it take it from chat_template_kwargs",
+    "echo": "the client has the prompt already",
+}
+
+
+def refuse_unserved(members: Mapping[str, Any]) -> None:
+    """A 400 that names the first of ``members`` that wants what is not served."""
+    for name, value in members.items():
+        if value is not None and name in REFUSED and value not in REFUSED[name]:
+            raise not_supported(name, f"{name} is not supported; {_REMEDIES.get(name, 'leave it out')}")
