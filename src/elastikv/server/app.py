@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -22,11 +23,14 @@ from elastikv.server import (
     tokenize,
 )
 from elastikv.server.limits import LimitClient, RequireKey
+from elastikv.server.observing import ObserveRequests, log_request
 from elastikv.server.settings import ServerSettings
 from elastikv.server.state import ServerState, in_daemon_thread
 
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
 
 LoadEngine = Callable[[], "AsyncLLM"]
 LoadFailed = Callable[[BaseException], None]
@@ -48,7 +52,7 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
             loading.cancel()
             if state.engine is not None:
                 # The web server has drained the requests already; what is left is parked or dropped.
-                await state.engine.close(drain_seconds=0)
+                await state.engine.close()
 
     # The interactive documentation would load scripts from elsewhere: only the description is served.
     app = FastAPI(title="elastikv", version=version("elastikv"), lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -58,9 +62,11 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
     page.install(app)
     errors.install(app)
     # The one that is added last sees a request first.
-    app.add_middleware(metrics.CountRequests, metrics=state.metrics)
+    app.add_middleware(ObserveRequests, observe=state.metrics.observe_request)
     app.add_middleware(LimitClient, max_body_bytes=settings.max_body_bytes, timeout=settings.timeout)
     app.add_middleware(RequireKey, keys=settings.api_keys)
+    if settings.log_requests:
+        app.add_middleware(ObserveRequests, observe=log_request)
     return app
 
 
@@ -74,3 +80,4 @@ async def _load(state: ServerState, load_engine: LoadEngine, load_failed: LoadFa
         load_failed(error)
     else:
         state.engine = engine
+        logger.info("%s", info.ready_line(state))

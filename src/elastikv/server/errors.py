@@ -12,7 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from elastikv.errors import CacheFull, ElastikvError, InvalidRequest, PromptTooLong, QueueFull, SnapshotError
+from elastikv.errors import (
+    CacheFull,
+    ElastikvError,
+    EngineClosed,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+    SnapshotError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +74,8 @@ def from_elastikv(error: ElastikvError) -> APIError:
     if isinstance(error, CacheFull):
         numbers = {name: getattr(error, name) for name in ("resource", "asked", "left", "limit", "unit", "knob")}
         return APIError(400, message, type="cache_full_error", code="cache_full", extra=numbers)
+    if isinstance(error, EngineClosed):
+        return unavailable(message)
     if isinstance(error, InvalidRequest | SnapshotError):
         return APIError(400, message)
     logger.error("unexpected refusal: %s", message)

@@ -61,13 +61,14 @@ def make_jobs(prompts: Sequence[list[int]], params: SamplingParams, n_choices: i
     return [Job(prompt, choice) for prompt in prompts for choice in choices]
 
 
-def sampling_params(body: GenerationRequest, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-    """The engine's defaults where the request is silent; without a bound a reply ends at ``n_ctx``.
-
-    Raises InvalidRequest for values out of range.
-    """
+def sampling_params(
+    defaults: SamplingParams, body: GenerationRequest, *, max_tokens: int | None, logprobs: int | None
+) -> SamplingParams:
+    """The server's defaults where the request is silent. Raises InvalidRequest for values out of range."""
     given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
-    return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **given)
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
+    return replace(defaults, logprobs=logprobs, **given)
 
 
 async def generate(state: ServerState, jobs: Sequence[Job]) -> AsyncIterator[Step]:

@@ -23,6 +23,7 @@ async def chat_completions(
     """A reply to a conversation, whole or as server-sent events."""
     check_chat(body, state)
     params = sampling_params(
+        state.settings.sampling,
         body,
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
