@@ -4,6 +4,7 @@ ElastikvError
 ├── CacheFull            memory was asked for and refused; nothing changed
 ├── GenerationCut        a generation ended early; carries what was generated
 ├── QueueFull            the scheduler takes no more waiting requests
+├── EngineClosed         the engine is closing, or closed, and takes no more work
 ├── InvalidRequest       an argument is wrong (also a ValueError)
 │   └── PromptTooLong    the prompt does not fit into n_ctx
 └── ModelError           a model cannot be loaded
@@ -37,7 +38,7 @@ class CacheFull(ElastikvError):
         resource: what ran out: ``"n_ctx"`` (cells), ``"kv-budget"`` or ``"machine"`` (bytes).
         asked: how much more was asked for, in ``unit``.
         left: how much could have been given, in ``unit``.
-        limit: the whole of it, in ``unit``; ``None`` when unknown.
+        limit: the whole of it, in ``unit``; ``None`` where the operating system has refused without telling.
         unit: ``"cells"`` or ``"bytes"``.
         knob: what the user can turn to get more.
     """
@@ -49,14 +50,11 @@ class CacheFull(ElastikvError):
         self.limit = limit
         self.unit = "cells" if resource == "n_ctx" else "bytes"
         self.knob = _KNOBS[resource]
-        super().__init__(
-            f"KV cache is full ({resource}): asked for {self._show(asked)} more, "
-            f"{self._show(left)} left of {self._show(limit)}; {self.knob}"
-        )
+        # Without a limit it was the operating system that refused, whatever seemed to be left (ulimit -v, say).
+        left_of = "refused by the system" if limit is None else f"{self._show(left)} left of {self._show(limit)}"
+        super().__init__(f"KV cache is full ({resource}): asked for {self._show(asked)} more, {left_of}; {self.knob}")
 
-    def _show(self, amount: int | None) -> str:
-        if amount is None:
-            return "an unknown amount"
+    def _show(self, amount: int) -> str:
         return f"{amount} cells" if self.unit == "cells" else format_bytes(amount)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,9 +66,12 @@ def _rebuild_cache_full(resource: Resource, asked: int, left: int, limit: int | 
 
 
 class GenerationCut(ElastikvError):
-    """The budget ended a generation. ``output`` holds all that was generated; the sequence stays usable."""
+    """A generation was ended, by the budget (CacheFull) or by a shutdown (EngineClosed), as ``cause`` says.
 
-    def __init__(self, output: Any, cause: CacheFull) -> None:
+    ``output`` holds all that was generated; the sequence stays usable.
+    """
+
+    def __init__(self, output: Any, cause: ElastikvError) -> None:
         self.output = output
         self.cause = cause
         super().__init__(f"generation was cut short: {cause}")
@@ -83,6 +84,13 @@ class QueueFull(ElastikvError):
         self.n_waiting = n_waiting
         self.retry_after = retry_after
         super().__init__(f"{n_waiting} requests are waiting already; retry in {retry_after:.0f} s")
+
+
+class EngineClosed(ElastikvError):
+    """The engine is closing, or closed, and takes no more work."""
+
+    def __init__(self, message: str = "the engine is shutting down") -> None:
+        super().__init__(message)
 
 
 class InvalidRequest(ElastikvError, ValueError):

@@ -15,6 +15,7 @@ from elastikv import LLM, AsyncLLM, SamplingParams, SchedulerOptions
 from elastikv.errors import (
     CacheFull,
     ElastikvError,
+    EngineClosed,
     GenerationCut,
     InvalidRequest,
     PromptTooLong,
@@ -241,14 +242,40 @@ async def test_closing_lets_requests_finish_in_time_and_ends_the_others(folder: 
         await until(both_run)
         closing = asyncio.create_task(engine.close(drain_seconds=1.0))
         await asyncio.sleep(0.01)
-        with pytest.raises(ElastikvError, match=r"clos|not running"):
+        with pytest.raises(EngineClosed):
             await engine.generate("c", greedy(1))
         assert (await short).finish_reason == "length"
-        assert (await endless).finish_reason == "abort"
+        with pytest.raises(GenerationCut, match="shutting down") as caught:
+            await endless
+        assert len(caught.value.output.token_ids) > 10
         await closing
-        with pytest.raises(ElastikvError, match="not running"):
+        with pytest.raises(EngineClosed):
             await engine.stats()
         assert not any(thread.name == "elastikv-worker" for thread in threading.enumerate())
+
+
+@asyncio_test
+async def test_draining_refuses_at_once_what_waits(folder: Path) -> None:
+    async with running(folder, n_parallel=1) as engine:
+        first = asyncio.create_task(engine.generate("a", ENDLESS))
+
+        async def one_runs() -> bool:
+            return (await engine.stats()).n_running == 1
+
+        await until(one_runs)
+        second = asyncio.create_task(engine.generate("b", ENDLESS))
+
+        async def one_waits() -> bool:
+            return (await engine.stats()).n_waiting == 1
+
+        await until(one_waits)
+        draining = asyncio.create_task(engine.drain(60))
+        with pytest.raises(EngineClosed):
+            await second
+        assert not first.done()
+        first.cancel()
+        await draining
+        assert not (await engine.stats()).n_running
 
 
 @asyncio_test

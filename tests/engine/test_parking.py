@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,60 @@ def test_what_a_killed_writer_left_is_cleaned_up_and_never_served(rig, tmp_path:
     r = rig(park_dir=tmp_path)
     assert r.scheduler.sessions() == []
     assert not unfinished.exists()
+
+
+def _lead_nowhere(path: Path) -> None:
+    path.symlink_to(path.parent / "gone")
+
+
+def _lead_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [_lead_nowhere, _lead_to_itself, os.mkfifo, Path.mkdir])
+@pytest.mark.parametrize("name", ["odd.safetensors", ".odd.safetensors.abc.tmp"])
+def test_what_is_no_file_costs_one_line_and_is_never_opened(
+    rig, tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None], name: str
+) -> None:
+    first = rig(park_dir=tmp_path)
+    request = run(first, prompt(0, 60))
+    first.close()
+    make(tmp_path / name)
+    with caplog.at_level(logging.WARNING):
+        second = rig(park_dir=tmp_path)
+    assert run(second, [*request.token_ids, 1]).cached_tokens == 64
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == (not name.startswith("."))
+    assert all("odd.safetensors" in line for line in lines)
+
+
+def test_a_file_that_vanishes_while_the_folder_is_read_costs_one_line(
+    rig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Path.glob
+
+    def and_one_more(folder: Path, pattern: str) -> list[Path]:
+        return [*found(folder, pattern), folder / "vanished.safetensors"]
+
+    monkeypatch.setattr(Path, "glob", and_one_more)
+    with caplog.at_level(logging.WARNING):
+        rig(park_dir=tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "vanished.safetensors: No such file" in line
+
+
+def test_sessions_on_disk_are_their_owners_alone(rig, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        r = rig(park_dir=tmp_path / "new" / "park", max_idle=0)
+        run(r, prompt(0, 60))
+        r.scheduler.archive.save(0, tmp_path / "saved")
+        r.scheduler.tend()
+    finally:
+        os.umask(before)
+    (parked,) = files(tmp_path / "new" / "park")
+    modes = [path.stat().st_mode & 0o777 for path in (parked.parent, parked, tmp_path / "saved")]
+    assert modes == [0o700, 0o600, 0o600]
 
 
 def test_a_disk_that_is_full_drops_the_session_with_one_line(

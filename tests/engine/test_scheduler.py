@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elastikv.engine.params import SamplingParams
-from elastikv.errors import CacheFull, GenerationCut, InvalidRequest, PromptTooLong, QueueFull
+from elastikv.errors import CacheFull, EngineClosed, GenerationCut, InvalidRequest, PromptTooLong, QueueFull
 
 HYBRID = pytest.mark.parametrize("is_hybrid", [False, True])
 
@@ -228,6 +228,25 @@ def test_an_aborted_request_leaves_its_cells_for_the_next_turn(rig) -> None:
     r.run(again)
     assert again.cached_tokens == len(request.token_ids) - 1
     assert_right(again)
+
+
+def test_what_waits_is_refused_but_not_what_has_begun(rig) -> None:
+    """A preempted request waits as well, but its client has text already: it may go on, and is cut at the end."""
+    r = rig(budget=64 * BYTES_PER_CELL + 500, n_parallel=2)
+    first, second = (r.scheduler.submit(prompt(i, 10), greedy(50)) for i in range(2))
+    while "preempt" not in r.kinds():
+        r.scheduler.step()
+    third = r.scheduler.submit(prompt(2, 10), greedy(5))
+    r.scheduler.refuse_waiting()
+    assert isinstance(third.error, EngineClosed)
+    assert not first.finished
+    assert not second.finished
+    r.scheduler.cut_all()
+    assert not r.scheduler.has_work
+    for request in (first, second):
+        assert isinstance(request.error, GenerationCut)
+        assert request.error.output.token_ids == request.token_ids[10:]
+        assert_right(request)
 
 
 def test_a_waiting_request_can_be_aborted(rig) -> None:

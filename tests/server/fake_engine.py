@@ -68,6 +68,7 @@ class FakeAsyncLLM:
             memory=SimpleNamespace(n_ctx=n_ctx),
             scheduler=SimpleNamespace(options=SimpleNamespace(n_parallel=n_parallel)),
             n_ctx=n_ctx,
+            budget=SimpleNamespace(limit_bytes=1 << 20),
             static_bytes=lambda: n_ctx * BYTES_PER_CELL,
             cost=SimpleNamespace(n_bytes=lambda n_cells: n_cells * BYTES_PER_CELL),
         )
@@ -89,6 +90,9 @@ class FakeAsyncLLM:
 
     async def start(self) -> None:
         self.started = True
+
+    async def drain(self, seconds: float) -> None:
+        return
 
     async def close(self, drain_seconds: float = 0.0) -> None:
         self.closed = True

@@ -61,6 +61,10 @@ class ServeProcess:
         """Send a signal and return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        """The exit status of one that ends by itself, or has been told to."""
         status = self.process.wait(timeout=30)
         self._reader.join(timeout=5)
         return status

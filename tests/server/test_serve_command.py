@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
+from pathlib import Path
 
 import pytest
 
+from elastikv.cli import serve
 from elastikv.cli.main import main
+from elastikv.engine.params import SamplingParams
+from elastikv.errors import InvalidRequest
+from elastikv.server import ServerSettings
 
 
 def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -14,7 +20,7 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"elastikv: error: cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert f" elastikv: error: cannot listen on 127.0.0.1 port {port}: Address already in use" in line
 
 
 @pytest.mark.parametrize(("key", "is_warned"), [([], True), (["--api-key", "k"], False)])
@@ -31,7 +37,13 @@ def test_a_wide_bind_without_a_key_is_warned_about(
     [
         (["--port", "70000"], "--port must be in 0..65535"),
         (["--timeout", "0"], "--timeout must be above 0"),
+        (["--drain", "-1"], "--drain must be at least 0"),
+        (["--drain", "nan"], "--drain must be at least 0"),
         (["--max-body", "huge"], "'huge' is not a size"),
+        (["-n", "0"], "-n must be at least 1"),
+        (["--temp", "-1"], "temperature must be at least 0"),
+        (["--api-key", ","], "--api-key holds no key"),
+        (["--api-key-file", "/no/such/file"], "--api-key-file /no/such/file: No such file"),
         (["--parallel", "0"], "n_parallel must be at least 1"),
         (["--max-queue", "-1"], "max_queue must be at least 1"),
         (["--kv-idle-drop", "-3"], "idle_drop_seconds must be at least 0"),
@@ -46,7 +58,49 @@ def test_flags_that_make_no_sense(capsys: pytest.CaptureFixture[str], flags: lis
     assert complaint in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+@pytest.mark.parametrize("flag", ["--slot-save-path", "--kv-park"])
+def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert main(["serve", "--slot-save-path", str(tmp_path / "file" / "slots")]) == 1
-    assert "--slot-save-path" in capsys.readouterr().err
+    assert main(["serve", "-m", "/no/such/model", flag, str(tmp_path / "file" / "folder")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: {flag} {tmp_path}/file/folder: Not a directory" in line
+
+
+# The keys
+
+
+def settings_of(*flags: str) -> ServerSettings:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    return serve.settings_from_args(parser.parse_args(flags))
+
+
+def test_keys_need_not_stand_in_the_process_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text("one\n\n  two \r\n")
+    from_file = ("--api-key-file", str(tmp_path / "keys"))
+    assert settings_of().api_keys == ()
+    assert settings_of(*from_file).api_keys == ("one", "two")
+    monkeypatch.setenv("ELASTIKV_API_KEY", "three")
+    assert settings_of().api_keys == ("three",)
+    assert settings_of("--api-key", "a,b").api_keys == ("a", "b")
+    assert settings_of(*from_file).api_keys == ("three", "one", "two")
+
+
+def test_a_place_without_a_key_does_not_open_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text("\n")
+    with pytest.raises(InvalidRequest, match="keys holds no key"):
+        settings_of("--api-key-file", str(tmp_path / "keys"))
+    (tmp_path / "keys").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidRequest, match="not a text file"):
+        settings_of("--api-key-file", str(tmp_path / "keys"))
+    monkeypatch.setenv("ELASTIKV_API_KEY", "")
+    with pytest.raises(InvalidRequest, match="ELASTIKV_API_KEY holds no key"):
+        settings_of()
+
+
+def test_sampling_flags_are_the_servers_defaults() -> None:
+    assert settings_of().sampling == SamplingParams(max_tokens=None)
+    given = settings_of("-n", "9", "--temp", "0.1", "--top-k", "3", "--repeat-penalty", "1.2", "--stop", "x").sampling
+    assert given == SamplingParams(max_tokens=9, temperature=0.1, top_k=3, repeat_penalty=1.2, stop=["x"])

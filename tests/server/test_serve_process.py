@@ -134,7 +134,7 @@ def test_sigterm_lets_replies_end_and_parks_sessions(model: Path, tmp_path: Path
     park = tmp_path / "park"
     ended = {"prompt": "remember this " * 20, "max_tokens": 1}
     running = {"prompt": "and go on", "max_tokens": 200, "stream": True, "ignore_eos": True}
-    with serving(model, "--kv-park", str(park), "--timeout", "20") as server:
+    with serving(model, "--kv-park", str(park), "--drain", "20") as server:
         httpx.post(f"{server.url}/v1/completions", json=ended)
         with httpx.stream("POST", f"{server.url}/v1/completions", json=running, timeout=30) as response:
             lines = response.iter_lines()
@@ -142,22 +142,13 @@ def test_sigterm_lets_replies_end_and_parks_sessions(model: Path, tmp_path: Path
             server.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
-        assert server.end() == 0
+        assert "warning" not in rest[-2]
+        assert server.wait() == 0
     assert len(list(park.iterdir())) == 2
     with serving(model, "--kv-park", str(park)) as server:
         reply = httpx.post(f"{server.url}/v1/completions", json=ended).json()
         usage = reply["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
-
-
-def test_sigterm_does_not_wait_for_ever(model: Path) -> None:
-    with serving(model, "--timeout", "1", "-c", "4096") as server:
-        body = {"prompt": "x", "max_tokens": 4000, "stream": True, "ignore_eos": True}
-        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as response:
-            next(response.iter_lines())
-            started = time.monotonic()
-            assert server.end() == 0
-            assert time.monotonic() - started < 15
 
 
 def test_a_saved_session_survives_a_restart(model: Path, tmp_path: Path) -> None:
@@ -176,6 +167,5 @@ def test_a_saved_session_survives_a_restart(model: Path, tmp_path: Path) -> None
 
 def test_a_model_that_is_not_there_ends_the_server(tmp_path: Path) -> None:
     server = start("-m", str(tmp_path / "nothing"))
-    assert server.process.wait(timeout=60) == 1
-    server.end()
-    assert server.lines[-1].startswith("elastikv: error:")
+    assert server.wait() == 1
+    assert " elastikv: error: " in server.lines[-1]

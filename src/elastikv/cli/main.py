@@ -7,10 +7,12 @@ import importlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
+from elastikv.cli.logs import on_stderr
 from elastikv.errors import ElastikvError
+
+log = logging.getLogger(__name__)
 
 COMMANDS = {
     "run": "complete a prompt",
@@ -24,26 +26,19 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
-    logging.basicConfig(format="elastikv: %(message)s", level=logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning  # type: ignore[assignment]
+    with on_stderr(getattr(args, "log_format", "plain")):
+        try:
             return int(args.run(args))
-    except ElastikvError as error:
-        print(f"elastikv: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has gone. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-
-
-def _show_warning(message: Warning | str, *_: object) -> None:
-    """A line for the user, without the place in the code that raised it."""
-    print(f"elastikv: warning: {message}", file=sys.stderr)
+        except ElastikvError as error:
+            log.error("%s", error)
+            return 1
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # The reader (`| head`) has gone. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

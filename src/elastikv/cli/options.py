@@ -52,17 +52,20 @@ def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
     kv.add_argument("--kv-storage", choices=("auto", "mmap", "copy"), default="auto", help="where cells live")
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, *, n_predict: int) -> None:
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, n_predict: int, title: str = "sampling") -> None:
     """How tokens are chosen and when to stop."""
-    group = parser.add_argument_group("sampling")
+    group = parser.add_argument_group(title)
     group.add_argument(
-        "-n", "--n-predict", type=int, default=n_predict, metavar="N", help="tokens; -1: no limit but -c"
+        "-n", "--predict", "--n-predict", type=int, default=n_predict, metavar="N", help="tokens; -1: no limit but -c"
     )
     group.add_argument("--temp", type=float, default=0.8, metavar="T", help="temperature; 0: always the likeliest")
     group.add_argument("--top-k", type=int, default=40, metavar="K", help="0: off")
     group.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1: off")
     group.add_argument("--min-p", type=float, default=0.05, metavar="P", help="0: off")
     group.add_argument("--repeat-penalty", type=float, default=1.0, metavar="X", help="1: off")
+    group.add_argument(
+        "--repeat-last-n", type=int, default=64, metavar="N", help="tokens that penalties look at; -1: all"
+    )
     group.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: off")
     group.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: off")
     group.add_argument("-s", "--seed", type=int, metavar="N", help="none: a new one each time")
@@ -108,18 +111,22 @@ def loading_progress() -> Iterator[object]:
 
 
 def sampling_from_args(args: argparse.Namespace) -> SamplingParams:
+    """Raises InvalidRequest."""
     from elastikv import SamplingParams
 
+    if args.predict == 0:
+        raise InvalidRequest("-n must be at least 1, or -1 for no limit but -c; got 0")
     return SamplingParams(
         temperature=args.temp,
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
         repeat_penalty=args.repeat_penalty,
+        repeat_last_n=args.repeat_last_n,
         presence_penalty=args.presence_penalty,
         frequency_penalty=args.frequency_penalty,
         seed=args.seed,
-        max_tokens=None if args.n_predict < 0 else args.n_predict,
+        max_tokens=None if args.predict < 0 else args.predict,
         stop=args.stop,
         ignore_eos=args.ignore_eos,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import logging
+import os
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastikv.cli.options import add_model_arguments, llm_from_args
+from elastikv.cli.options import add_model_arguments, add_sampling_arguments, llm_from_args, sampling_from_args
 from elastikv.errors import InvalidRequest
 from elastikv.memory.growth import parse_size
 
@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from elastikv.engine.policy import SchedulerOptions
     from elastikv.server import ServerSettings
 
+log = logging.getLogger(__name__)
+
+API_KEY_VARIABLE = "ELASTIKV_API_KEY"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every network")
     http.add_argument("--port", type=int, default=8080, help="0: any free one")
-    http.add_argument("--api-key", metavar="KEY", help="ask for this key; several, separated by commas, may serve")
+    http.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"ask for this key; several, separated by commas, may serve; none: what {API_KEY_VARIABLE} holds",
+    )
+    http.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys too, one a line")
     http.add_argument(
         "--allowed-hosts", metavar="NAMES", help="further names of this server where no key is asked for; *: any"
     )
@@ -38,15 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=600,
         metavar="SECONDS",
-        help="for slow clients, and for the last replies",
+        help="for slow clients",
+    )
+    http.add_argument(
+        "--drain", type=float, default=5, metavar="SECONDS", help="for running replies, when the server is told to end"
     )
     http.add_argument("--max-body", default="16MiB", metavar="SIZE", help="largest body of a request")
     http.add_argument("--slot-save-path", type=Path, metavar="DIR", help="where /slots/{id}?action=save writes")
+    http.add_argument("--log-format", choices=("text", "json"), default="text", help="lines on standard error")
+    http.add_argument("--log-requests", action="store_true", help="a line for every request")
     sessions = parser.add_argument_group("sessions")
     sessions.add_argument(
         "-np", "--parallel", type=int, default=4, metavar="N", help="replies that are computed at once"
     )
-    sessions.add_argument("--max-queue", type=int, default=64, metavar="N", help="requests that may wait")
+    sessions.add_argument("--max-queue", type=int, default=4096, metavar="N", help="requests that may wait")
     sessions.add_argument(
         "--kv-idle-release", type=float, metavar="SECONDS", help="give back an idle session's spare memory; none: never"
     )
@@ -61,17 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix-reuse", action=argparse.BooleanOptionalAction, default=True, help="keep what prompts have in common"
     )
     add_model_arguments(parser)
+    add_sampling_arguments(parser, n_predict=-1, title="sampling, where a request is silent")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal; running replies then get ``--timeout`` to end. Raises what keeps the model from loading."""
-    import uvicorn
-
-    from elastikv.server import create_app
-    from elastikv.server.connections import connections
+    """Serve until a signal; running replies then get ``--drain`` to end. Raises what keeps the model from loading."""
+    from elastikv.server import Server, create_app
 
     settings = settings_from_args(args)
     scheduling = scheduling_from_args(args)
+    _allow_connections(args.max_queue)
     listener = _listen(settings)
     failures: list[BaseException] = []
 
@@ -79,19 +92,7 @@ def run(args: argparse.Namespace) -> int:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, lambda: _load_engine(args, scheduling), load_failed)
-    config = uvicorn.Config(
-        app,
-        http=connections(settings.timeout),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.timeout)),
-    )
-    server = uvicorn.Server(config)
-    # uvicorn drains, and then raises the signal again; but a server that has drained has ended well.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+    server = Server(create_app(settings, lambda: _load_engine(args, scheduling), load_failed))
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
@@ -106,21 +107,22 @@ def settings_from_args(args: argparse.Namespace) -> ServerSettings:
         raise InvalidRequest(f"--port must be in 0..65535, got {args.port}")
     if not args.timeout > 0:
         raise InvalidRequest(f"--timeout must be above 0, got {args.timeout:g}")
-    if args.slot_save_path is not None:
-        try:
-            args.slot_save_path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidRequest(f"--slot-save-path {args.slot_save_path}: {error.strerror}") from error
+    if not args.drain >= 0:
+        raise InvalidRequest(f"--drain must be at least 0, got {args.drain:g}")
+    _make_folder("--slot-save-path", args.slot_save_path)
     return ServerSettings(
         host=args.host,
         port=args.port,
-        api_keys=tuple(key for key in (args.api_key or "").split(",") if key),
+        api_keys=_api_keys(args),
         allowed_hosts=_allowed_hosts(args.allowed_hosts),
         cors_origins=_cors_origins(args.cors_origin),
         alias=args.alias,
         timeout=args.timeout,
+        drain=args.drain,
         max_body_bytes=parse_size(args.max_body),
         slot_save_path=args.slot_save_path,
+        sampling=sampling_from_args(args),
+        log_requests=args.log_requests,
     )
 
 
@@ -151,6 +153,7 @@ def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:
     """Raises InvalidRequest."""
     from elastikv.engine.policy import SchedulerOptions
 
+    _make_folder("--kv-park", args.kv_park)
     return SchedulerOptions(
         n_parallel=args.parallel,
         max_queue=args.max_queue,
@@ -159,6 +162,55 @@ def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:
         park_dir=args.kv_park,
         prefix_reuse=args.prefix_reuse,
     )
+
+
+def _api_keys(args: argparse.Namespace) -> tuple[str, ...]:
+    """A source that is named and holds no key is a mistake: without one the server would let everybody in."""
+    sources = {}
+    if args.api_key is not None:
+        sources["--api-key"] = args.api_key.split(",")
+    elif API_KEY_VARIABLE in os.environ:
+        sources[API_KEY_VARIABLE] = os.environ[API_KEY_VARIABLE].split(",")
+    if args.api_key_file is not None:
+        try:
+            sources[f"--api-key-file {args.api_key_file}"] = args.api_key_file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InvalidRequest(f"--api-key-file {args.api_key_file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"--api-key-file {args.api_key_file} is not a text file") from error
+    keys: list[str] = []
+    for source, words in sources.items():
+        found = [key for word in words if (key := word.strip())]
+        if not found:
+            raise InvalidRequest(f"{source} holds no key; leave it out to serve without one")
+        keys += found
+    return tuple(keys)
+
+
+def _make_folder(flag: str, folder: Path | None) -> None:
+    """For sessions, which are the owner's alone. What is wrong with it shows now, not when the model has loaded."""
+    if folder is None:
+        return
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"{flag} {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidRequest(f"{flag} {folder}: it cannot be written to")
+
+
+def _allow_connections(n_waiting: int) -> None:
+    """A client that waits holds a file descriptor, of which a process often gets 1024 unless it asks for more."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = n_waiting + 1024
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _load_engine(args: argparse.Namespace, scheduling: SchedulerOptions) -> AsyncLLM:
@@ -179,16 +231,12 @@ def _warm_up(llm: LLM) -> None:
 def _listen(settings: ServerSettings) -> socket.socket:
     """The port is open before the model loads, so that health checks find somebody. Raises InvalidRequest."""
     if settings.is_open_to_the_network and not settings.api_keys:
-        _say(f"warning: with --host {settings.host} everyone on the network can use this server; set --api-key")
+        log.warning("with --host %s everyone on the network can use this server; set --api-key-file", settings.host)
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise InvalidRequest(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
     host = f"[{settings.host}]" if family == socket.AF_INET6 else settings.host
-    _say(f"listening on http://{host}:{listener.getsockname()[1]}")
+    log.info("listening on http://%s:%d", host, listener.getsockname()[1])
     return listener
-
-
-def _say(line: str) -> None:
-    print(f"elastikv: {line}", file=sys.stderr, flush=True)

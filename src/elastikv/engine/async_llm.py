@@ -20,7 +20,7 @@ from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request
 from elastikv.engine.stats import EngineStats, SessionInfo
-from elastikv.errors import ElastikvError
+from elastikv.errors import ElastikvError, EngineClosed
 
 T = TypeVar("T")
 
@@ -72,20 +72,35 @@ class AsyncLLM:
         self._thread.start()
 
     async def close(self, drain_seconds: float = 0.0) -> None:
-        """Take no new requests, give running ones ``drain_seconds``, end the rest, park sessions, stop the thread."""
+        """As ``drain``; then park sessions and stop the thread."""
+        await self.drain(drain_seconds)
+        if self._thread is None or self._is_stopped:
+            return
+        await self._call(self._stop)
+        await asyncio.to_thread(self._thread.join)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new requests and refuse those that wait (EngineClosed); running ones get ``seconds`` to end.
+
+        Then those that have text end with it (GenerationCut), the others with EngineClosed. Idle sessions are
+        parked meanwhile, so that there is little left to do at the end.
+        """
+        deadline = time.monotonic() + seconds
         self._is_closing = True
         if self._thread is None or self._is_stopped:
             return
-        deadline = time.monotonic() + drain_seconds
-        while time.monotonic() < deadline and await self._call(lambda: self.llm.scheduler.has_work):
+        scheduler = self.llm.scheduler
+        await self._call(scheduler.refuse_waiting)
+        await self._call(scheduler.release_idle)
+        while time.monotonic() < deadline and await self._call(lambda: scheduler.has_work):
             await asyncio.sleep(0.02)
-        await self._call(self._stop)
-        await asyncio.to_thread(self._thread.join)
+        await self._call(scheduler.cut_all)
 
     async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[Delta, None]:
         """News of one generation; the last delta carries the output. Closing the iterator ends it within a step.
 
-        Raises QueueFull, PromptTooLong, CacheFull or InvalidRequest before the first delta, GenerationCut later.
+        Raises QueueFull, EngineClosed, PromptTooLong, CacheFull or InvalidRequest before the first delta,
+        GenerationCut later.
         """
         news: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -200,7 +215,7 @@ class AsyncLLM:
         news: asyncio.Queue[Delta | Exception],
     ) -> Request:
         if self._is_closing:
-            raise ElastikvError("the engine is closing and takes no more requests")
+            raise EngineClosed
         request = self.llm.submit(prompt, params)
         self._listeners[request.number] = _Listener(request, loop, news)
         return request
@@ -230,7 +245,9 @@ class AsyncLLM:
                 future.set_exception(error)
 
         with self._lock:
-            if self._thread is None or self._is_stopped:
+            if self._is_stopped:
+                raise EngineClosed("this AsyncLLM has been closed")
+            if self._thread is None:
                 raise ElastikvError("this AsyncLLM is not running; await start() first")
             self._commands.put(run)
         return future

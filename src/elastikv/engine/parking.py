@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from pathlib import Path
@@ -27,10 +28,11 @@ class Parking:
         self._sessions = sessions
         self._fingerprint = fingerprint
         self._n_max = n_max
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for unfinished in folder.glob(f".*{_SUFFIX}.*.tmp"):  # its writer was killed
-            unfinished.unlink(missing_ok=True)
-        for path in sorted(folder.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime):
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+        for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_age):
             self._find(path, now)
 
     def park(self, session: Session) -> bool:
@@ -85,3 +87,11 @@ class Parking:
         session.state, session.path, session.token_ids = "parked", path, list(header.token_ids)
         session.n_prompt, session.last_used = header.n_prompt, now
         self._sessions.add(session)
+
+
+def _age(path: Path) -> float:
+    """When it was written. What has gone meanwhile, or leads nowhere, is the oldest: ``_find`` names it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -24,7 +24,7 @@ class SchedulerOptions:
     """
 
     n_parallel: int = 4
-    max_queue: int = 64
+    max_queue: int = 4096
     idle_release_seconds: float | None = None
     idle_drop_seconds: float | None = None
     park_dir: str | Path | None = None

@@ -12,7 +12,7 @@ from elastikv.engine.params import SamplingParams
 from elastikv.engine.sampling import Sampler, top_logprobs
 from elastikv.engine.sessions import Session
 from elastikv.engine.text import TextStream
-from elastikv.errors import CacheFull, ElastikvError, GenerationCut
+from elastikv.errors import ElastikvError, GenerationCut
 from elastikv.weights.tokenizer import Tokenizer
 
 
@@ -88,8 +88,8 @@ class Request:
         self.finish_reason = "abort"
         self._tell(self._text.flush(), [], None, now)
 
-    def cut(self, cause: CacheFull, now: float) -> None:
-        """The budget wants no more. Without a single token there is nothing to carry but the cause."""
+    def cut(self, cause: ElastikvError, now: float) -> None:
+        """The budget, or a shutdown, wants no more. Without a single token there is nothing to carry but the cause."""
         rest = self._text.flush()
         if rest:
             self.deltas.append(Delta(text=rest))

@@ -24,7 +24,7 @@ from elastikv.engine.requests import Request
 from elastikv.engine.room import NONE_LEFT, Room
 from elastikv.engine.sessions import SessionTable
 from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
-from elastikv.errors import CacheFull, QueueFull
+from elastikv.errors import CacheFull, EngineClosed, QueueFull
 from elastikv.memory.base import RecurrentLayer
 from elastikv.memory.budget import Budget
 from elastikv.weights.tokenizer import Tokenizer
@@ -121,10 +121,7 @@ class Scheduler:
         if request.finished:
             return
         request.abort(self._clock())
-        if request in self._waiting:
-            self._waiting.remove(request)
-        else:
-            self._retire(request)
+        self._remove(request)
 
     def fail_running(self, error: Exception) -> None:
         """A step went wrong, and not for lack of memory: all that were part of it get ``error``."""
@@ -163,15 +160,40 @@ class Scheduler:
         for session in self._sessions.idle():
             self._room.drop(session)
 
+    def refuse_waiting(self) -> None:
+        """End the requests that wait and have no text yet (EngineClosed). A preempted one has, and may go on."""
+        for request in [request for request in self._waiting if not request.n_generated]:
+            self._cut(request)
+
+    def cut_all(self) -> None:
+        """End all requests: what they have generated is theirs (GenerationCut); the others get EngineClosed."""
+        for request in [*self._running, *self._waiting]:
+            self._cut(request)
+
     def close(self) -> None:
         """End all requests; idle sessions are parked if there is a place."""
         self._abort_all()
+        self.release_idle()
+
+    def release_idle(self) -> None:
+        """The memory of idle sessions is given back; they are parked if there is a place."""
         for session in self._sessions.idle():
             self._room.release(session)
 
     def _abort_all(self) -> None:
         for request in [*self._running, *self._waiting]:
             self.abort(request)
+
+    def _cut(self, request: Request) -> None:
+        request.cut(EngineClosed(), self._clock())
+        self._remove(request)
+
+    def _remove(self, request: Request) -> None:
+        """One that has just ended: out of the queue, or its session becomes idle."""
+        if request in self._waiting:
+            self._waiting.remove(request)
+        else:
+            self._retire(request)
 
     # The parts of a step
 

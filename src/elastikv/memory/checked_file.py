@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -77,8 +78,10 @@ def describe(tensors: Tensors) -> dict[str, Any]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open for reading; SnapshotError if that cannot be."""
+    """Open for reading; SnapshotError if that cannot be, or if it is no file: opening a FIFO would wait for ever."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SnapshotError(f"{path}: not a file")
         return open(path, "rb")
     except OSError as error:
         raise SnapshotError(f"{path}: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -24,12 +25,15 @@ from elastikv.server import (
     tokenize,
 )
 from elastikv.server.limits import LimitClient, OneLength, RequireKey
+from elastikv.server.observing import ObserveRequests, log_request
 from elastikv.server.origins import RefuseCrossSite, RequireHost
 from elastikv.server.settings import ServerSettings
 from elastikv.server.state import ServerState, in_daemon_thread
 
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
+
+logger = logging.getLogger(__name__)
 
 LoadEngine = Callable[[], "AsyncLLM"]
 LoadFailed = Callable[[BaseException], None]
@@ -51,7 +55,7 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
             loading.cancel()
             if state.engine is not None:
                 # The web server has drained the requests already; what is left is parked or dropped.
-                await state.engine.close(drain_seconds=0)
+                await state.engine.close()
 
     # The interactive documentation would load scripts from elsewhere: only the description is served.
     app = FastAPI(
@@ -71,7 +75,7 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
     errors.install(app)
     description.install(app, needs_key=bool(settings.api_keys))
     # The one that is added last sees a request first.
-    app.add_middleware(metrics.CountRequests, metrics=state.metrics)
+    app.add_middleware(ObserveRequests, observe=state.metrics.observe_request)
     app.add_middleware(LimitClient, max_body_bytes=settings.max_body_bytes, timeout=settings.timeout)
     app.add_middleware(RequireKey, keys=settings.api_keys)
     app.add_middleware(RefuseCrossSite, cors_origins=settings.cors_origins)
@@ -82,6 +86,8 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
         )
     app.add_middleware(RequireHost, settings=settings)
     app.add_middleware(OneLength)
+    if settings.log_requests:
+        app.add_middleware(ObserveRequests, observe=log_request)
     return app
 
 
@@ -95,3 +101,4 @@ async def _load(state: ServerState, load_engine: LoadEngine, load_failed: LoadFa
         load_failed(error)
     else:
         state.engine = engine
+        logger.info("%s", info.ready_line(state))

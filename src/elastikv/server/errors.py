@@ -14,7 +14,15 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from elastikv.errors import CacheFull, ElastikvError, InvalidRequest, PromptTooLong, QueueFull, SnapshotError
+from elastikv.errors import (
+    CacheFull,
+    ElastikvError,
+    EngineClosed,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+    SnapshotError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +76,8 @@ def from_elastikv(error: ElastikvError) -> APIError:
     if isinstance(error, CacheFull):
         numbers = {name: getattr(error, name) for name in ("resource", "asked", "left", "limit", "unit", "knob")}
         return APIError(400, message, type="cache_full_error", code="cache_full", extra=numbers)
+    if isinstance(error, EngineClosed):
+        return unavailable(message)
     if isinstance(error, InvalidRequest | SnapshotError):
         return APIError(400, message)
     logger.error("unexpected refusal: %s", message)

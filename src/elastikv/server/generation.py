@@ -62,18 +62,20 @@ def make_jobs(prompts: Sequence[list[int]], params: SamplingParams, n_choices: i
     return [Job(prompt, choice) for prompt in prompts for choice in choices]
 
 
-def sampling_params(body: GenerationRequest, *, logprobs: int | None) -> SamplingParams:
-    """The engine's defaults where the request is silent; without a bound a reply ends at ``n_ctx``.
+def sampling_params(defaults: SamplingParams, body: GenerationRequest, *, logprobs: int | None) -> SamplingParams:
+    """The server's defaults where the request is silent.
 
     Raises a 400 that names the parameter for values out of range.
     """
     given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
     if given.get("seed") == -1:  # llama-server and vLLM draw one then
-        del given["seed"]
+        given["seed"] = None
     for name, value in given.items():
         _check_alone(name, name, value)
     _check_alone("top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs", "logprobs", logprobs)
-    return SamplingParams(max_tokens=body.token_limit, logprobs=logprobs, **given)
+    if body.token_limit is not None:
+        given["max_tokens"] = body.token_limit
+    return replace(defaults, logprobs=logprobs, **given)
 
 
 def _check_alone(param: str, name: str, value: Any) -> None:

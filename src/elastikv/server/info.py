@@ -6,9 +6,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Annotated, Any
 
+import torch
 from fastapi import APIRouter, Depends
 
 from elastikv.engine.params import SamplingParams
+from elastikv.errors import format_bytes
 from elastikv.server.description import errors
 from elastikv.server.errors import APIError
 from elastikv.server.state import ServerState, ready_state, server_state
@@ -16,6 +18,18 @@ from elastikv.server.state import ServerState, ready_state, server_state
 router = APIRouter()
 
 State = Annotated[ServerState, Depends(ready_state)]
+
+
+def ready_line(state: ServerState) -> str:
+    """For the log: what is served from now on, and within which bounds."""
+    llm = state.ready_engine().llm
+    limit = llm.budget.limit_bytes
+    return (
+        f"ready: {state.model_name} ({llm.model.info.architecture}), -c {llm.n_ctx}, "
+        f"budget {'none' if limit is None else format_bytes(limit)}, "
+        f"{llm.scheduler.options.n_parallel} replies at once, {torch.get_num_threads()} threads, "
+        f"elastikv {version('elastikv')}"
+    )
 
 
 @router.head("/health", include_in_schema=False)
@@ -62,7 +76,7 @@ async def props(state: State) -> dict[str, Any]:
     """What llama-server's ``/props`` gives, as far as it exists here."""
     llm = state.ready_engine().llm
     return {
-        "default_generation_settings": {"n_ctx": llm.memory.n_ctx, "params": asdict(SamplingParams())},
+        "default_generation_settings": {"n_ctx": llm.memory.n_ctx, "params": asdict(state.settings.sampling)},
         "total_slots": llm.scheduler.options.n_parallel,
         "model_alias": state.model_name,
         "model_architecture": llm.model.info.architecture,

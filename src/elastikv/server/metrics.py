@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
@@ -17,7 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from elastikv.engine.stats import EngineStats
 from elastikv.server.description import content
@@ -61,37 +60,11 @@ class RequestMetrics:
     def observe_tokens(self, seconds: float, *, is_first: bool) -> None:
         (self._first_token if is_first else self._next_token).observe(seconds)
 
-    def observe_request(self, route: str, status: int, seconds: float) -> None:
+    def observe_request(self, scope: Scope, status: int, seconds: float) -> None:
+        # Only routes become labels: anything else would let clients make up as many as they like.
+        route = getattr(scope.get("route"), "path", "other")
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
-
-
-class CountRequests:
-    """Measures every request that reaches the routes. A client that went away counts as 499."""
-
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
-        self.app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 499
-
-        async def noting_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noting_status)
-        finally:
-            # Only routes become labels: anything else would let clients make up as many as they like.
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.observe_request(route, status, time.perf_counter() - started)
 
 
 @router.get("/metrics", response_class=Response, responses=content("text/plain"))

@@ -23,7 +23,8 @@ async def chat_completions(
 ) -> Response:
     """A reply to a conversation, whole or as server-sent events."""
     check_chat(body, state)
-    params = sampling_params(body, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    params = sampling_params(state.settings.sampling, body, logprobs=logprobs)
     jobs = make_jobs([await chat_prompt(body, state)], params, body.n_choices)
     return await answer(request, state, body, jobs, ChatReply(state, body.n_choices))
 

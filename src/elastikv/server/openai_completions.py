@@ -24,7 +24,7 @@ async def completions(
 ) -> Response:
     """Text that follows one or several prompts, whole or as server-sent events."""
     check_completion(body, state)
-    params = sampling_params(body, logprobs=body.logprobs)
+    params = sampling_params(state.settings.sampling, body, logprobs=body.logprobs)
     jobs = make_jobs(await completion_prompts(body, state), params, body.n_choices)
     return await answer(request, state, body, jobs, CompletionReply(state, body.n_choices))
 

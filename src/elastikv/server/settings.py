@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from elastikv.engine.params import SamplingParams
 
 DEFAULT_BODY_LIMIT = 16 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """``timeout`` (seconds) bounds the reading of a body, one blocked write, and the drain at shutdown.
-
-    ``allowed_hosts``: further names of the server, ``*.example.com`` for all below one, ``*`` for any.
-    ``cors_origins``: origins, such as ``https://example.com``, whose pages may use it.
+    """
+    allowed_hosts: further names of the server, ``*.example.com`` for all below one, ``*`` for any.
+    cors_origins: origins, such as ``https://example.com``, whose pages may use it.
+    timeout: seconds for the reading of a request, and for one blocked write.
+    drain: seconds that running replies get when the server is told to end. The default leaves half of docker's ten
+        seconds to the writing of parked sessions.
+    sampling: where a request is silent. Without ``max_tokens`` a reply ends at ``n_ctx``.
+    log_requests: an access log.
     """
 
     host: str = "127.0.0.1"
@@ -24,8 +30,11 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     alias: str | None = None
     timeout: float = 600.0
+    drain: float = 5.0
     max_body_bytes: int = DEFAULT_BODY_LIMIT
     slot_save_path: Path | None = None
+    sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=None))
+    log_requests: bool = False
 
     @property
     def is_open_to_the_network(self) -> bool:
