@@ -25,6 +25,11 @@ def rows_behind(window: int | None, n_tokens: int) -> int:
     return 0 if window is None else max(n_tokens - window + 1, 0) // _WINDOW_STEP * _WINDOW_STEP
 
 
+def most_rows_kept(window: int | None, n_tokens: int) -> int:
+    """The most rows that a sequence has held on its way to ``n_tokens``, one token at a time."""
+    return n_tokens if window is None else min(n_tokens, window + _WINDOW_STEP - 2)
+
+
 class Stream:
     """Cells ``[0, used)`` hold consecutive positions in every layer.
 

@@ -17,7 +17,6 @@ import torch
 
 from elastikv.errors import CacheFull
 from elastikv.memory.budget import Budget
-from elastikv.memory.storage import pages
 from elastikv.memory.storage.blocks import Block, BlockAllocator, allocate_block, committed_size
 from elastikv.memory.storage.planes import LayerPlanes, rows_per_page
 
@@ -47,7 +46,7 @@ class CopyStorage:
         self.limit = limit
         self.capacity = 0
         self.generation = 0
-        self.page_rows = rows_per_page(self.layers, pages.PAGE)
+        self.page_rows = rows_per_page(self.layers)
         self._budget = budget
         self._device = device
         self._allocate = allocate

@@ -67,7 +67,7 @@ class MmapStorage:
         self.limit = limit
         self.capacity = 0
         self.generation = 0
-        self.page_rows = rows_per_page(self.layers, pages.PAGE)
+        self.page_rows = rows_per_page(self.layers)
         self._budget = budget
         self._released = [0] * len(self.layers)
         self._extents: list[list[_Extent]] = []
