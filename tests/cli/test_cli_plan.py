@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.tiny_models import tiny_model
+
+from elastikv import LLM
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -79,3 +82,21 @@ def test_bad_lengths_are_refused(elastikv, model_path, at):
     result = elastikv("plan", "-m", model_path, f"--at={at}")
     assert result.code == 1
     assert "--at" in result.err
+
+
+@pytest.mark.parametrize("flags", [(), ("--kv-growth", "exact"), ("--kv-storage", "copy"), ("--no-kv-dynamic",)])
+@pytest.mark.parametrize("arch", ["mistral", "qwen3_5"])
+def test_what_is_planned_is_what_a_model_then_commits(elastikv, tmp_path, arch, flags):
+    """Windows and states included: mistral's here is 48 tokens wide."""
+    path = tiny_model(arch, tmp_path / arch)
+    plan = json.loads(elastikv("plan", "-m", path, "-c", "1000", "--at", "900", "-b", "64", "--json", *flags).out)
+    growth = "exact" if "exact" in flags else None
+    storage = "copy" if "copy" in flags else "auto"
+    options = {"n_ctx": 1000, "kv_growth": growth, "kv_storage": storage, "kv_dynamic": "--no-kv-dynamic" not in flags}
+    with LLM(path, kernels="reference", n_batch=64, n_ubatch=64, **options) as llm:
+        for start in range(0, 900, 64):
+            llm.forward([7] * min(64, 900 - start))
+        (sequence,) = llm.stats().sequences
+        assert plan["rows"] == [{"tokens": 900, "cells": sequence.capacity_cells, "bytes": plan["rows"][0]["bytes"]}]
+        assert plan["rows"][0]["bytes"] + plan["recurrent_bytes"] == sequence.committed_bytes
+        assert plan["static_bytes"] + plan["recurrent_bytes"] == llm.static_bytes()

@@ -15,14 +15,13 @@ import torch
 from support.tiny_models import N_VOCAB, tiny_tokenizer
 
 from elastikv.batch import UBatch
-from elastikv.engine.cost import SequenceCost
 from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
 from elastikv.engine.policy import SchedulerOptions
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.engine.workspace import Workspace
-from elastikv.memory import Budget, HybridMemory, KVLayer, MemoryOptions, RecurrentLayer, make_memory
+from elastikv.memory import Budget, HybridMemory, KVLayer, MemoryCost, MemoryOptions, RecurrentLayer, make_memory
 from elastikv.models.base import ModelInfo
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -156,7 +155,7 @@ class Rig:
         self.workspace = Workspace(self.model, NoScratch(), self.budget, n_ubatch)
         self.engine = Engine(self.model, self.memory, self.workspace, n_ubatch)
         self.tokenizer = Tokenizer(tiny_tokenizer().backend_tokenizer)
-        self.cost = SequenceCost(self.model.memory_layers, "f32", "f32")
+        self.cost = MemoryCost(self.model.memory_layers, memory_options)
         self.scheduler = Scheduler(
             self.engine,
             self.tokenizer,

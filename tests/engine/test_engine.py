@@ -86,7 +86,7 @@ def test_a_workspace_that_is_refused_undoes_the_growth_of_the_same_call(rig) -> 
 def test_the_workspace_follows_the_capacity_in_the_same_call(rig) -> None:
     r = rig(n_ctx=4096)
     r.engine.decode(Batch([SeqTokens(0, [1] * 10)]))
-    small = r.workspace.n_bytes
+    small = r.workspace.committed_bytes
     r.engine.decode(Batch([SeqTokens(0, [1] * 500)]))
-    assert r.workspace.n_bytes - small == r.memory.max_capacity - 16
+    assert r.workspace.committed_bytes - small == r.memory.max_capacity - 16
     r.memory.clear()

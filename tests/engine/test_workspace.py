@@ -22,7 +22,7 @@ def make(limit: int | str = "none") -> tuple[Workspace, Budget]:
 def test_buffers_and_scratch_are_charged_to_compute() -> None:
     workspace, budget = make()
     workspace.reserve(100)
-    assert budget.compute_bytes == workspace.n_bytes == BUFFERS + 100
+    assert budget.compute_bytes == workspace.committed_bytes == BUFFERS + 100
     assert budget.kv_bytes == 0
 
 
@@ -45,7 +45,7 @@ def test_a_refusal_changes_nothing() -> None:
     workspace.view("tokens", (16,)).fill_(3.0)
     with pytest.raises(CacheFull, match="kv-budget"):
         workspace.reserve(5000)
-    assert budget.compute_bytes == workspace.n_bytes == BUFFERS + 100
+    assert budget.compute_bytes == workspace.committed_bytes == BUFFERS + 100
     assert workspace.view("tokens", (16,)).sum() == 48
 
 

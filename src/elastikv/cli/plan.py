@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def make_plan(args: argparse.Namespace) -> Plan:
     """Raises InvalidRequest, UnsupportedModel, CorruptFile."""
     from elastikv import demo
-    from elastikv.memory import Budget, memory_cost, parse_growth
-    from elastikv.memory.storage.copy import CopyStorage
-    from elastikv.memory.storage.mmap import MmapStorage
+    from elastikv.memory import Budget, MemoryCost, MemoryOptions
     from elastikv.models import memory_layers, read_config
 
     path = Path(args.model) if args.model else demo.path()
@@ -72,36 +70,33 @@ def make_plan(args: argparse.Namespace) -> Plan:
     for flag, value in (("-c", n_ctx), ("--parallel", args.parallel), ("--kv-initial", args.kv_initial)):
         if value < 1:
             raise InvalidRequest(f"{flag} must be at least 1, got {value}")
-    storage = CopyStorage if args.kv_storage == "copy" else MmapStorage
-    policy = storage.default_growth if args.kv_growth is None else args.kv_growth
-    growth = parse_growth(policy)
-    cost = memory_cost(memory_layers(config), args.cache_type_k, args.cache_type_v)
+    options = MemoryOptions(
+        n_ctx,
+        dynamic=args.kv_dynamic,
+        growth=args.kv_growth,
+        initial=args.kv_initial,
+        storage=args.kv_storage,
+        k_type=args.cache_type_k,
+        v_type=args.cache_type_v,
+    )
+    cost = MemoryCost(memory_layers(config), options)
     rows = []
     for tokens in _tokens_asked(args.at, n_ctx):
-        cells = n_ctx
-        if args.kv_dynamic:
-            cells = growth.capacity_after_fill(
-                tokens,
-                initial=min(args.kv_initial, n_ctx),
-                n_ctx=n_ctx,
-                bytes_per_cell=max(cost.bytes_per_cell, 1),
-                n_batch=args.batch_size,
-            )
-        rows.append(Row(tokens, cells, cells * cost.bytes_per_cell * args.parallel))
+        cells = cost.n_cells(tokens, args.batch_size)
+        rows.append(Row(tokens, cells, (cost.n_bytes(tokens, cells) - cost.state_bytes) * args.parallel))
     weights = _weight_bytes(path)
     available = Budget.parse(args.kv_budget).left()
-    room = available - weights - cost.recurrent_bytes * args.parallel
     return Plan(
         model=config.name,
         n_ctx=n_ctx,
         n_parallel=args.parallel,
-        growth=policy,
+        growth=cost.growth,
         bytes_per_cell=cost.bytes_per_cell,
-        recurrent_bytes=cost.recurrent_bytes * args.parallel,
-        static_bytes=n_ctx * cost.bytes_per_cell * args.parallel,
+        recurrent_bytes=cost.state_bytes * args.parallel,
+        static_bytes=(cost.static_bytes() - cost.state_bytes) * args.parallel,
         weight_bytes=weights,
         available_bytes=available,
-        fits_tokens=max(0, min(n_ctx, room // (cost.bytes_per_cell * args.parallel))) if cost.bytes_per_cell else n_ctx,
+        fits_tokens=cost.most_tokens((available - weights) // args.parallel),
         rows=rows,
     )
 

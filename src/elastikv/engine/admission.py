@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from elastikv.engine.cost import SequenceCost
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request
 from elastikv.engine.room import Room
 from elastikv.errors import CacheFull, InvalidRequest, PromptTooLong
-from elastikv.memory.budget import Budget
+from elastikv.memory import Budget, MemoryCost
 
 
 class Admission:
     """Compares what a request needs at least with what the model, n_ctx and the budget allow."""
 
-    def __init__(self, n_vocab: int, n_ctx: int, cost: SequenceCost, budget: Budget, room: Room) -> None:
+    def __init__(self, n_vocab: int, n_ctx: int, cost: MemoryCost, budget: Budget, room: Room) -> None:
         self._n_vocab = n_vocab
         self._n_ctx = n_ctx
         self._cost = cost
@@ -33,7 +32,7 @@ class Admission:
             raise PromptTooLong(len(token_ids), self._n_ctx)
         limit = self._budget.limit_bytes
         if limit is not None:
-            n_bytes, most = self._cost.n_bytes(len(token_ids)), max(limit - self._budget.compute_bytes, 0)
+            n_bytes, most = self._cost.least_bytes(len(token_ids)), max(limit - self._budget.compute_bytes, 0)
             if n_bytes > most:
                 raise CacheFull("kv-budget", asked=n_bytes, left=most, limit=limit)
 
@@ -43,6 +42,8 @@ class Admission:
         running: of each running request, how many tokens it has and for how many of them it has cells.
         The room for the others is as good as taken.
         """
-        promised = sum(self._cost.n_bytes(n) - (self._cost.n_bytes(n_held) if n_held else 0) for n, n_held in running)
-        n_bytes = self._cost.n_bytes(len(request.token_ids))
+        promised = sum(
+            self._cost.least_bytes(n) - (self._cost.least_bytes(n_held) if n_held else 0) for n, n_held in running
+        )
+        n_bytes = self._cost.least_bytes(len(request.token_ids))
         return n_bytes + promised <= self._budget.left() + self._room.idle_bytes()

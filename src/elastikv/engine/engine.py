@@ -26,16 +26,17 @@ class Engine:
         """Append the batch's tokens and compute them; float32 logits ``[n_outputs, n_vocab]``.
 
         Rows are in the order of ``batch.entries``. Whatever is raised, CacheFull and KeyboardInterrupt
-        included, memory holds what it held before.
+        included, memory holds what it held before; or, if an interrupt came after all was computed, all
+        of the batch.
         """
         try:
             ubatches = self.memory.init_batch(batch, self._n_ubatch)
             self._reserve_workspace()
             logits = self._forward(ubatches)
+            self.memory.commit()
         except BaseException:
             self.memory.rollback()
             raise
-        self.memory.commit()
         return logits
 
     def _reserve_workspace(self) -> None:

@@ -207,7 +207,7 @@ class LLM:
 
     def static_bytes(self) -> int:
         """What one sequence would hold without ``kv_dynamic``."""
-        return self.cost.static_bytes(self.n_ctx)
+        return self.cost.static_bytes()
 
     def set_budget(self, budget: str | int | None) -> None:
         """Another limit, as ``kv_budget``. Raises InvalidRequest."""

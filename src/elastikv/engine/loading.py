@@ -10,14 +10,13 @@ from typing import Any, cast, get_args
 
 import torch
 
-from elastikv.engine.cost import SequenceCost
 from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.engine.workspace import Workspace
 from elastikv.errors import InvalidRequest
 from elastikv.kernels import Kernels, select_kernels
-from elastikv.memory import Budget, CellType, MemoryOptions, ResizeEvent, make_memory
+from elastikv.memory import Budget, CellType, MemoryCost, MemoryOptions, ResizeEvent, make_memory
 from elastikv.memory.storage import StorageKind
 from elastikv.models import load_model, read_config
 from elastikv.weights.tokenizer import Tokenizer
@@ -43,7 +42,7 @@ class Loaded:
     workspace: Workspace
     tokenizer: Tokenizer
     budget: Budget
-    cost: SequenceCost
+    cost: MemoryCost
 
 
 def load(
@@ -67,7 +66,7 @@ def load(
     # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
     workspace.reserve(min(options.initial, n_ctx))
     engine = Engine(decoder, make_memory(decoder.memory_layers, options, budget), workspace, n_ubatch)
-    cost = SequenceCost(decoder.memory_layers, options.k_type, options.v_type)
+    cost = MemoryCost(decoder.memory_layers, options)
     return Loaded(engine, workspace, loaded.tokenizer, budget, cost)
 
 

@@ -35,19 +35,21 @@ class Parking:
         for path in sorted(folder.glob(f"*{_SUFFIX}"), key=_age):
             self._find(path, now)
 
-    def park(self, session: Session) -> bool:
-        """Write its cells; False, after one line in the log, if the disk does not take them. Memory stays as it is."""
+    def write(self, session: Session) -> Path | None:
+        """A file with its cells; None, after one line in the log, if the disk does not take it."""
         path = self._folder / f"{uuid.uuid4().hex}{_SUFFIX}"
         try:
             save_sequence(path, self._memory, session.seq_id, session.token_ids, self._fingerprint, session.n_prompt)
         except OSError as error:
             log.warning("session %d could not be parked in %s: %s", session.id, self._folder, error)
-            return False
+            return None
+        return path
+
+    def park(self, session: Session, path: Path) -> None:
+        """It is in the file now, and no longer in memory. The oldest go when there are too many."""
         session.state, session.path = "parked", path
-        self._sessions.add(session)
         for oldest in self._sessions.parked()[: -self._n_max]:
             self.forget(oldest)
-        return True
 
     def restore(self, session: Session) -> bool:
         """Read its cells back; False, after one line in the log, if its file cannot be used.
@@ -63,14 +65,16 @@ class Parking:
             log.warning("a parked session is computed again: %s", error)
             self._sessions.remove(session)
             return False
-        session.path.unlink(missing_ok=True)
-        session.path = None
+        path = session.path
+        session.state, session.path = "idle", None
+        path.unlink(missing_ok=True)
         return True
 
     def forget(self, session: Session) -> None:
         """Remove the session and its file."""
         if session.path is not None:
             session.path.unlink(missing_ok=True)
+        self._memory.seq_rm(session.seq_id)  # if its restoring was interrupted
         self._sessions.remove(session)
 
     def _find(self, path: Path, now: float) -> None:

@@ -40,15 +40,12 @@ class Placing:
 
     def place(self, request: Request) -> int:
         """Put the request on a session; returns how many of its tokens need not be computed."""
-        n_cached = 0
-        if self._reuses:
-            reuse = best_reuse(request.token_ids, self._sessions, self._memory, cuts_anywhere=self._cuts_anywhere)
-            n_cached = self._take_over(request, reuse) if reuse else 0
-        session = request.session
-        session.state, session.token_ids = "running", request.token_ids
-        session.n_prompt, session.has_spare = request.n_prompt, True
-        self._sessions.add(session)
+        session, n_cached = self._session_for(request)
+        session.n_prompt, session.has_spare, session.token_ids = request.n_prompt, True, request.token_ids
         request.checkpoint_at = self._checkpoint_for(request, n_cached)
+        self._sessions.add(session)
+        # One statement: nobody may find a request without its session, or a session without its request.
+        request.session, request.is_running, session.state = session, True, "running"
         return n_cached
 
     def awaits_prompt(self, request: Request, running: list[Request]) -> bool:
@@ -69,16 +66,19 @@ class Placing:
         point = self._memory.truncation_points(seq_id, len(request.token_ids) - 1)
         self._memory.seq_rm(seq_id, point)
 
-    def _take_over(self, request: Request, reuse: Reuse) -> int:
-        if reuse.how == "copy":
-            return self._copy(request, reuse)
-        if reuse.how == "restore" and not self._restore(reuse.session):
-            return 0
-        session = reuse.session
-        n_tokens = self._memory.truncation_points(session.seq_id, reuse.n_tokens)
-        self._memory.seq_rm(session.seq_id, n_tokens)
-        request.session = session
-        return n_tokens
+    def _session_for(self, request: Request) -> tuple[Session, int]:
+        """The session to run on, and how many of the request's tokens it holds."""
+        reuse = None
+        if self._reuses:
+            reuse = best_reuse(request.token_ids, self._sessions, self._memory, cuts_anywhere=self._cuts_anywhere)
+        if reuse and reuse.how == "copy":
+            return request.session, self._copy(request, reuse)
+        if reuse and (reuse.how == "continue" or self._restore(reuse.session)):
+            session = reuse.session
+            n_tokens = self._memory.truncation_points(session.seq_id, reuse.n_tokens)
+            self._memory.seq_rm(session.seq_id, n_tokens)
+            return session, n_tokens
+        return request.session, 0
 
     def _copy(self, request: Request, reuse: Reuse) -> int:
         try:

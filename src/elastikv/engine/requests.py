@@ -20,7 +20,8 @@ class Request:
     """A generation in the scheduler.
 
     ``token_ids`` is prompt and generated tokens, and only ever gets longer; whatever a preemption or
-    an interruption loses can be computed again from it. News is appended to ``deltas``.
+    an interruption loses can be computed again from it. News is appended to ``deltas``. ``is_running`` says
+    that ``session`` is its own and holds its cells.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Request:
         self.token_ids = list(prompt_ids)
         self.n_prompt = len(prompt_ids)
         self.cached_tokens = 0
+        self.is_running = False
         self.checkpoint_at: int | None = None
         self.submitted = now
         self.deltas: deque[Delta] = deque()

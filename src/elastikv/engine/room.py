@@ -72,11 +72,13 @@ class Room:
     def release(self, session: Session) -> None:
         """The session's cells leave memory, to disk if there is a place."""
         n_cells, n_bytes = self._n_held(session), self._committed_bytes(session)
-        parked = self._parking is not None and n_cells > 0 and self._parking.park(session)
+        path = self._parking.write(session) if self._parking and n_cells else None
         self._memory.seq_rm(session.seq_id)
-        if not parked:
+        if self._parking and path:
+            self._parking.park(session, path)
+        else:
             self._sessions.remove(session)
-        self._events.add("park" if parked else "release", session.id, n_cells=n_cells, n_bytes=n_bytes)
+        self._events.add("park" if path else "release", session.id, n_cells=n_cells, n_bytes=n_bytes)
 
     def drop(self, session: Session) -> None:
         """The session is forgotten, in memory or on disk."""

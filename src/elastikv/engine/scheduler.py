@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,6 @@ import numpy as np
 from elastikv.batch import Batch
 from elastikv.engine.admission import Admission
 from elastikv.engine.archive import Archive
-from elastikv.engine.cost import SequenceCost
 from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
 from elastikv.engine.params import SamplingParams
@@ -24,9 +23,8 @@ from elastikv.engine.requests import Request
 from elastikv.engine.room import NONE_LEFT, Room
 from elastikv.engine.sessions import SessionTable
 from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
-from elastikv.errors import CacheFull, EngineClosed, QueueFull
-from elastikv.memory.base import RecurrentLayer
-from elastikv.memory.budget import Budget
+from elastikv.errors import CacheFull, ElastikvError, EngineClosed, QueueFull
+from elastikv.memory import Budget, MemoryCost, RecurrentLayer
 from elastikv.weights.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -38,6 +36,9 @@ class Scheduler:
     Requests run in the order of their arrival, at most ``options.n_parallel`` at once. When growth is
     refused, idle sessions leave memory first, then the youngest running request goes back to wait
     (its tokens are kept); the oldest always goes on.
+
+    A step or an abort may be interrupted (Ctrl-C) at any line; the next one settles what was left. What two
+    objects must agree about is assigned in one statement, which no signal comes between.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Scheduler:
         engine: Engine,
         tokenizer: Tokenizer,
         budget: Budget,
-        cost: SequenceCost,
+        cost: MemoryCost,
         options: SchedulerOptions,
         events: EventLog,
         *,
@@ -62,9 +63,9 @@ class Scheduler:
         self._n_batch = n_batch
         self._n_ubatch = n_ubatch
         self._clock = clock
-        self._waiting: list[Request] = []
-        self._running: list[Request] = []
+        self._requests: list[Request] = []  # in the order of their arrival, until they are retired
         self._n_requests = 0
+        self._is_torn = False
         self._is_admission_held = False
         self._tokens_prompt = self._tokens_cached = self._tokens_generated = 0
         self._seconds_per_request = 1.0
@@ -87,11 +88,11 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
+        return bool(self._requests)
 
     @property
     def has_place(self) -> bool:
-        """Whether ``submit`` would find a place in the queue."""
+        """Whether ``enqueue`` would find a place in the queue."""
         return len(self._waiting) < self.options.max_queue
 
     def check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
@@ -104,43 +105,57 @@ class Scheduler:
             self.events.add("refusal", n_bytes=refusal.asked)
             raise
 
-    def submit(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
-        """Queue a request; its news appear in ``request.deltas``. Raises as ``check``, and QueueFull."""
+    def new_request(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
+        """A request that is not queued yet, so that whoever is interrupted can ``abort`` it. Raises as ``check``."""
         self.check(token_ids, params)
-        if not self.has_place:
-            retry_after = self._seconds_per_request * len(self._waiting) / self.options.n_parallel
-            raise QueueFull(len(self._waiting), max(retry_after, 1.0))
         session, now = self._sessions.new(), self._clock()
         request = Request(self._n_requests, token_ids, params, self._tokenizer, self._eos_token_ids, session, now)
         self._n_requests += 1
-        self._waiting.append(request)
+        return request
+
+    def enqueue(self, request: Request) -> None:
+        """Let it be computed by the steps that follow; its news appear in ``request.deltas``. Raises QueueFull."""
+        if not self.has_place:
+            retry_after = self._seconds_per_request * len(self._waiting) / self.options.n_parallel
+            raise QueueFull(len(self._waiting), max(retry_after, 1.0))
+        request.submitted = self._clock()
+        self._requests.append(request)
+
+    def submit(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
+        """A new request in the queue. Raises as ``check``, and QueueFull."""
+        request = self.new_request(token_ids, params)
+        self.enqueue(request)
         return request
 
     def abort(self, request: Request) -> None:
-        """End a request; its session stays for the next turn. A finished one is left as it is."""
-        if request.finished:
-            return
-        request.abort(self._clock())
-        self._remove(request)
+        """End a request; its session stays for the next turn. One that has ended is left as it is."""
+        with self._operation():
+            if not request.finished:
+                request.abort(self._clock())
+            if request in self._requests:
+                self._retire(request)
 
     def fail_running(self, error: Exception) -> None:
         """A step went wrong, and not for lack of memory: all that were part of it get ``error``."""
-        for request in list(self._running):
-            request.fail(error)
-            self._retire(request)
+        with self._operation():
+            for request in self._running:
+                request.fail(error)
+                self._retire(request)
 
     def step(self) -> None:
         """Compute once for everybody who runs."""
-        self.tend()
-        self._admit()
-        chunks, logits = self._decode()
-        self._keep_checkpoints(chunks)
-        self._sample(chunks, logits)
-        self._retire_finished()
+        with self._operation():
+            self.tend()
+            self._admit()
+            chunks, logits = self._decode()
+            self._keep_checkpoints(chunks)
+            self._sample(chunks, logits)
+            self._retire_finished()
 
     def make_room_for(self, work: Callable[[], T]) -> T:
         """Do ``work``; as long as it is refused, let idle sessions go and try again. Raises the last CacheFull."""
-        return self._room.make_room_for(work)
+        with self._operation():
+            return self._room.make_room_for(work)
 
     def memory_changed(self) -> None:
         """The caller has given back memory or raised the budget: preempted requests may try again."""
@@ -181,38 +196,50 @@ class Scheduler:
             self._room.release(session)
 
     def _abort_all(self) -> None:
-        for request in [*self._running, *self._waiting]:
+        for request in list(self._requests):
             self.abort(request)
 
     def _cut(self, request: Request) -> None:
-        request.cut(EngineClosed(), self._clock())
-        self._remove(request)
-
-    def _remove(self, request: Request) -> None:
-        """One that has just ended: out of the queue, or its session becomes idle."""
-        if request in self._waiting:
-            self._waiting.remove(request)
-        else:
+        with self._operation():
+            request.cut(EngineClosed(), self._clock())
             self._retire(request)
+
+    @property
+    def _running(self) -> list[Request]:
+        return [request for request in self._requests if request.is_running and not request.finished]
+
+    @property
+    def _waiting(self) -> list[Request]:
+        return [request for request in self._requests if not request.is_running and not request.finished]
+
+    @contextmanager
+    def _operation(self) -> Iterator[None]:
+        """Whatever the last operation was interrupted in is settled before this one."""
+        if self._is_torn:
+            self._memory.rollback()
+            self._retire_finished()
+        self._is_torn = True
+        yield
+        self._is_torn = False
 
     # The parts of a step
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.options.n_parallel and self._may_start(self._waiting[0]):
-            request = self._waiting.pop(0)
-            n_cached = self._placing.place(request)
-            request.start(self._clock(), n_cached)
+        while waiting := self._waiting:
+            if len(self._running) >= self.options.n_parallel or not self._may_start(waiting[0]):
+                return
+            n_cached = self._placing.place(waiting[0])
+            waiting[0].start(self._clock(), n_cached)
             self._tokens_cached += n_cached
-            bisect.insort(self._running, request, key=lambda other: other.number)
 
     def _may_start(self, request: Request) -> bool:
         """Nobody starts only to be preempted again, or to compute what another is just computing."""
-        if not self._running:
+        running = self._running
+        if not running:
             return True
-        if self._is_admission_held or self._placing.awaits_prompt(request, self._running):
+        if self._is_admission_held or self._placing.awaits_prompt(request, running):
             return False
-        running = ((len(other.token_ids), self._n_held(other)) for other in self._running)
-        return self._admission.fits_now(request, running)
+        return self._admission.fits_now(request, [(len(other.token_ids), self._n_held(other)) for other in running])
 
     def _decode(self) -> tuple[list[Chunk], np.ndarray | None]:
         """What could be computed, and float32 logits ``[n, n_vocab]`` of the chunks that complete their request."""
@@ -244,13 +271,10 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Its cells go; its tokens are computed again, or restored, once another request has ended."""
         session = request.session
-        self._running.remove(request)
-        session.token_ids = request.token_ids[: self._n_held(request)]
+        session.token_ids, session.last_used = request.token_ids[: self._n_held(request)], self._clock()
+        request.session, request.is_running, session.state = self._sessions.new(), False, "idle"
         self.events.add("preempt", session.id, n_cells=len(session.token_ids))
-        session.last_used = self._clock()
         self._room.release(session)
-        request.session = self._sessions.new()
-        bisect.insort(self._waiting, request, key=lambda other: other.number)
         self._is_admission_held = True
 
     def _keep_checkpoints(self, chunks: Sequence[Chunk]) -> None:
@@ -265,26 +289,34 @@ class Scheduler:
         self._tokens_generated += len(complete)
         if logits is not None:
             for chunk, row in zip(complete, logits, strict=True):
-                chunk.request.accept(row, self._memory.n_ctx, now)
+                try:
+                    chunk.request.accept(row, self._memory.n_ctx, now)
+                except BaseException:  # its text may lack a piece; it must not go on as if nothing had been
+                    chunk.request.fail(ElastikvError("this generation was interrupted; start it again"))
+                    raise
 
     def _retire_finished(self) -> None:
-        for request in [request for request in self._running if request.finished]:
+        for request in [request for request in self._requests if request.finished]:
             seconds = self._clock() - request.submitted
             self._seconds_per_request += 0.1 * (seconds - self._seconds_per_request)
             self._retire(request)
 
     def _retire(self, request: Request) -> None:
-        """Its session becomes idle: the cells stay until their memory is wanted."""
-        self._running.remove(request)
-        self._is_admission_held = False
+        """Its session becomes idle: the cells stay until their memory is wanted. Interrupted, it is done again."""
         session = request.session
-        session.token_ids = request.token_ids[: self._n_held(request)]
-        session.n_generated += request.n_generated
-        session.state, session.last_used = "idle", self._clock()
-        if self.options.prefix_reuse and session.token_ids:
-            self._memory.checkpoint(session.seq_id)
-        else:
+        if request.is_running:
+            session.token_ids, session.last_used = request.token_ids[: self._n_held(request)], self._clock()
+            stays = self.options.prefix_reuse and bool(session.token_ids)
+            if stays:
+                self._memory.checkpoint(session.seq_id)
+            n_generated = session.n_generated + request.n_generated
+            session.n_generated, session.state, request.is_running = n_generated, "idle", False
+            if not stays:
+                self._room.drop(session)
+        elif session.state == "waiting":  # it may have been interrupted while it was placed
             self._room.drop(session)
+        self._is_admission_held = False
+        self._requests.remove(request)
 
     def _n_held(self, request: Request) -> int:
         """How many of its tokens have cells."""

@@ -19,7 +19,7 @@ class Workspace:
     """The buffers that a model's forward views by name (``kernels.base.Buffers``).
 
     Buffers are private anonymous mappings: a page costs memory once it is touched, and all of it is
-    given back at once. What the kernels hold for themselves is charged too, though not allocated here.
+    given back at once. What the kernels hold for themselves counts too, though it is not allocated here.
     """
 
     def __init__(self, model: Model, kernels: Kernels, budget: Budget, n_ubatch: int) -> None:
@@ -29,28 +29,21 @@ class Workspace:
         self._n_ubatch = n_ubatch
         self._buffers: dict[str, torch.Tensor] = {}
         self._views: dict[tuple[str, tuple[int, ...], torch.dtype], torch.Tensor] = {}
-        self._charged = 0
+        self._scratch_bytes = 0
+        budget.watch(self, "compute")
 
     @property
-    def n_bytes(self) -> int:
-        """What is charged to the budget."""
-        return self._charged
+    def committed_bytes(self) -> int:
+        """Of all buffers, and what the kernels hold for themselves."""
+        return sum(buffer.numel() for buffer in self._buffers.values()) + self._scratch_bytes
 
     def reserve(self, max_capacity: int) -> None:
         """Have room for ubatches over streams of up to ``max_capacity`` cells, or CacheFull and no change."""
         sizes = self._model.buffer_bytes(self._n_ubatch)
-        wanted = sum(sizes.values()) + self._kernels.scratch_bytes(self._n_ubatch, max_capacity)
-        if wanted > self._charged:
-            self._budget.charge(wanted - self._charged, account="compute")
-            try:
-                self._allocate(sizes)
-            except BaseException:
-                self._budget.release(wanted - self._charged, account="compute")
-                raise
-        else:
-            self._allocate(sizes)
-            self._budget.release(self._charged - wanted, account="compute")
-        self._charged = wanted
+        scratch = self._kernels.scratch_bytes(self._n_ubatch, max_capacity)
+        self._budget.require(sum(sizes.values()) + scratch - self.committed_bytes)
+        self._allocate(sizes)
+        self._scratch_bytes = scratch
 
     def view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """An uninitialised tensor over the buffer ``name``; valid until the same name is viewed again."""
@@ -65,16 +58,15 @@ class Workspace:
 
     def close(self) -> None:
         """Give everything back; the workspace may be reserved again."""
-        self._buffers.clear()
         self._views.clear()
-        self._budget.release(self._charged, account="compute")
-        self._charged = 0
+        self._buffers = {}
+        self._scratch_bytes = 0
 
     def _allocate(self, sizes: dict[str, int]) -> None:
         kept = {name: buffer for name, buffer in self._buffers.items() if sizes.get(name) == buffer.numel()}
         new = {name: _anonymous(n_bytes) for name, n_bytes in sizes.items() if name not in kept}
-        self._buffers = kept | new
         self._views.clear()
+        self._buffers = kept | new
 
 
 def _anonymous(n_bytes: int) -> torch.Tensor:

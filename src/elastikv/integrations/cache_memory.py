@@ -37,6 +37,15 @@ class Member(Protocol):
     def reset(self) -> None: ...
 
 
+class StateOwner(Member, Protocol):
+    """A layer that stores a state of fixed size."""
+
+    @property
+    def committed_bytes(self) -> int:
+        """Of the state."""
+        ...
+
+
 class CellsOwner(Member, Protocol):
     """A layer that stores a row per token."""
 
@@ -57,23 +66,6 @@ class CellsOwner(Member, Protocol):
         ...
 
 
-class _Charge:
-    """Bytes that are charged to a budget."""
-
-    def __init__(self, budget: Budget) -> None:
-        self.n_bytes = 0
-        self._budget = budget
-
-    def add(self, n_bytes: int | None) -> None:
-        """Charge more (CacheFull: nothing is), or less if negative; None: give all of it back."""
-        n_bytes = -self.n_bytes if n_bytes is None else n_bytes
-        if n_bytes > 0:
-            self._budget.charge(n_bytes)
-        else:
-            self._budget.release(-n_bytes)
-        self.n_bytes += n_bytes
-
-
 class CacheMemory:
     """Budget, growth, and the layers that stand on them. ``n_ctx`` counts tokens of a sequence."""
 
@@ -89,8 +81,7 @@ class CacheMemory:
         # The layers hold this object. Were it to hold them, nothing would be freed before the next collection.
         self._members: list[weakref.ref[Member]] = []
         self._owners: list[weakref.ref[CellsOwner]] = []
-        self._state = _Charge(budget)
-        weakref.finalize(self, self._state.add, None).atexit = False
+        self._states: list[weakref.ref[StateOwner]] = []
         self.n_resizes = 0
         self.resize_seconds = 0.0
         self._initial = initial
@@ -106,6 +97,11 @@ class CacheMemory:
         self.add_member(layer)
         self._owners.append(weakref.ref(layer))
 
+    def add_state(self, layer: StateOwner) -> None:
+        self.add_member(layer)
+        self._states.append(weakref.ref(layer))
+        self.budget.watch(layer)
+
     @property
     def members(self) -> list[Member]:
         return [member for reference in self._members if (member := reference())]
@@ -120,10 +116,6 @@ class CacheMemory:
 
     def open_cells(self, samples: Sequence[torch.Tensor]) -> LayerCells:
         return LayerCells(samples, self.n_ctx, self._storage, self.budget)
-
-    def charge_state(self, n_bytes: int) -> None:
-        """Account for recurrent state that is about to be allocated (or, negative, was let go)."""
-        self._state.add(n_bytes)
 
     def make_room(self, n_new: int, owners: Sequence[CellsOwner]) -> None:
         """Room for ``n_new`` tokens in each of ``owners`` that has cells, or CacheFull and no change."""
@@ -156,8 +148,9 @@ class CacheMemory:
 
     def stats(self) -> MemoryStats:
         opened = self._open()
-        committed = sum(cells.storage.committed_bytes for _, cells in opened) + self._state.n_bytes
-        reserved = sum(cells.storage.reserved_bytes for _, cells in opened) + self._state.n_bytes
+        in_states = sum(state.committed_bytes for reference in self._states if (state := reference()))
+        committed = sum(cells.storage.committed_bytes for _, cells in opened) + in_states
+        reserved = sum(cells.storage.reserved_bytes for _, cells in opened) + in_states
         n_rows = max(self.batch_size, 0)
         used = max((owner.length for owner, _ in opened), default=0)
         capacity = max((cells.capacity for _, cells in opened), default=0)

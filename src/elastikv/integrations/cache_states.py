@@ -22,7 +22,7 @@ _PER_STATE = (
 
 
 class ElasticStateLayer(LinearAttentionLayer):
-    """Linear attention, Mamba or convolution. The tensors are transformers' own; the budget is charged for them."""
+    """Linear attention, Mamba or convolution. The tensors are transformers' own; the budget counts them."""
 
     is_compileable = False
     record_past: bool
@@ -30,8 +30,12 @@ class ElasticStateLayer(LinearAttentionLayer):
     def __init__(self, memory: CacheMemory, number_of_states: int = 1) -> None:
         super().__init__(number_of_states=number_of_states)
         self.memory = memory
-        self._state_bytes = 0
-        memory.add_member(self)
+        memory.add_state(self)
+
+    @property
+    def committed_bytes(self) -> int:
+        """Of the states; cells of the same layer, if it has any, count for themselves."""
+        return sum(states[i].nbytes for states, i in self._states())
 
     def lazy_initialization(
         self,
@@ -46,7 +50,7 @@ class ElasticStateLayer(LinearAttentionLayer):
             n_bytes += math.prod(conv_states.shape[:-1]) * width * conv_states.element_size()
         if recurrent_states is not None:
             n_bytes += recurrent_states.nbytes
-        self._charge(n_bytes)
+        self._require(n_bytes)
         with torch.inference_mode(False):
             super().lazy_initialization(conv_states, recurrent_states, state_idx, conv_kernel_size)
 
@@ -68,14 +72,13 @@ class ElasticStateLayer(LinearAttentionLayer):
         if self.memory.leads(self):
             self.memory.make_room(n_new, self.memory.owners)
 
-    def _charge(self, n_bytes: int) -> None:
+    def _require(self, n_bytes: int) -> None:
         """CacheFull can only come in a cache's first pass; it leaves the cache empty."""
         try:
-            self.memory.charge_state(n_bytes)
+            self.memory.budget.require(n_bytes)
         except CacheFull:
             self.memory.reset()
             raise
-        self._state_bytes += n_bytes
 
     def crop(self, tokens_to_remove: int) -> None:
         if any(self.is_recurrent_states_initialized.values()) and tokens_to_remove:
@@ -105,16 +108,15 @@ class ElasticStateLayer(LinearAttentionLayer):
     def _select_states(self, batch_index: torch.Tensor) -> None:
         if not self._batch_size():
             return
-        n_bytes = self._state_bytes * len(batch_index) // self._batch_size() - self._state_bytes
-        self.memory.charge_state(n_bytes)
-        self._state_bytes += n_bytes
+        n_bytes = self.committed_bytes * len(batch_index) // self._batch_size() - self.committed_bytes
+        self.memory.budget.require(max(n_bytes, 0))
         with torch.inference_mode(False):
             for states, i in self._states():
                 states[i] = states[i].index_select(0, batch_index.to(states[i].device))
 
     def copy_from(self, other: ElasticStateLayer) -> None:
         """Hold what ``other`` holds, in memory of its own. CacheFull: this layer is empty."""
-        self._charge(other._state_bytes)
+        self._require(other.committed_bytes)
         for name in ("device", "dtype", "record_past"):
             setattr(self, name, getattr(other, name))
         for name in _PER_STATE:
@@ -143,8 +145,6 @@ class ElasticStateLayer(LinearAttentionLayer):
 
     def reset(self) -> None:
         """Forget everything and give the memory back."""
-        self.memory.charge_state(-self._state_bytes)
-        self._state_bytes = 0
         LinearAttentionLayer.__init__(self, self.number_of_states)
 
     def offload(self) -> None:

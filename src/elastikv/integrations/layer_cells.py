@@ -8,7 +8,6 @@ head one after the other; with cells outermost it takes up to twice as long.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +37,6 @@ class LayerCells:
         with torch.inference_mode(False):
             self.storage: Storage = open_storage(kind, [layer], limit, budget, samples[0].device)
         self._refresh()
-        # Tensors that were handed out keep the memory; the budget does not have to.
-        self._forgotten = weakref.finalize(self, _forget, self.storage, budget)
-        self._forgotten.atexit = False
 
     def _refresh(self) -> None:
         with torch.inference_mode(False):
@@ -101,20 +97,17 @@ class LayerCells:
     def reorder(self, batch_index: torch.Tensor, n_used: int) -> None:
         """Batch row ``i`` becomes what row ``batch_index[i]`` was; rows that stay are not touched.
 
-        The copies that this needs for a moment are charged to the budget. CacheFull: nothing changed.
+        The budget is asked for the copies that this needs for a moment. CacheFull: nothing changed.
         """
         moved = (batch_index != torch.arange(self.batch_size)).nonzero().flatten()
         if not len(moved) or not n_used:
             return
         n_bytes = n_used * self.bytes_per_row * len(moved) // self.batch_size
-        self.budget.charge(n_bytes)
-        try:
-            with torch.no_grad():
-                for plane in self.planes:
-                    target, source = moved.to(plane.device), batch_index[moved].to(plane.device)
-                    plane[target, :, :n_used] = plane[source, :, :n_used]
-        finally:
-            self.budget.release(n_bytes)
+        self.budget.require(n_bytes)
+        with torch.no_grad():
+            for plane in self.planes:
+                target, source = moved.to(plane.device), batch_index[moved].to(plane.device)
+                plane[target, :, :n_used] = plane[source, :, :n_used]
 
     def selected(self, batch_index: torch.Tensor, n_used: int) -> LayerCells:
         """New cells whose batch row ``i`` is a copy of row ``batch_index[i]`` here. CacheFull: nothing changed."""
@@ -131,9 +124,4 @@ class LayerCells:
 
     def close(self) -> None:
         """Give the memory back; tensors that were handed out read zeros or their old contents."""
-        self._forgotten.detach()
         self.storage.close()
-
-
-def _forget(storage: Storage, budget: Budget) -> None:
-    budget.release(storage.committed_bytes)

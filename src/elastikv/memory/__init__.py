@@ -11,10 +11,11 @@ from elastikv.memory.base import (
     SequenceStats,
 )
 from elastikv.memory.budget import Budget
+from elastikv.memory.cost import MemoryCost
 from elastikv.memory.growth import Growth, parse_growth, parse_size
 from elastikv.memory.hybrid import HybridMemory
 from elastikv.memory.kv_cache import KVCache
-from elastikv.memory.make import MemoryCost, make_memory, memory_cost
+from elastikv.memory.make import make_memory
 from elastikv.memory.options import MemoryOptions, ResizeEvent, RotateK
 from elastikv.memory.recurrent import RecurrentMemory
 
@@ -37,7 +38,6 @@ __all__ = [
     "RotateK",
     "SequenceStats",
     "make_memory",
-    "memory_cost",
     "parse_growth",
     "parse_size",
 ]

@@ -98,6 +98,10 @@ class Memory(Protocol):
         for ubatch in ubatches:
             memory.apply(ubatch)                        # its cells count as used; forward fills them
         memory.commit()                                 # or memory.rollback(): as before init_batch
+
+    Any operation may be interrupted (Ctrl-C) at any line: ``rollback()`` then makes it done or undone, and no
+    sequence ever holds what it should not. One that was being cut in the middle, shifted or replaced may be
+    shorter, or gone.
     """
 
     n_ctx: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.growth import parse_size
@@ -17,11 +18,20 @@ _AUTO_HEADROOM = 10
 _MACHINE_HEADROOM = 50
 
 
+class Holder(Protocol):
+    """Commits bytes under a budget, and says how many."""
+
+    @property
+    def committed_bytes(self) -> int: ...
+
+
 class Budget:
     """Bytes that KV memory and compute buffers together may commit.
 
-    Whoever is about to commit bytes charges them first, transients included, and releases them
-    after giving them back. ``limit_bytes=None`` sets no limit of its own; the machine's holds always.
+    The ledger is read, not kept: whoever commits bytes is a holder, and is asked how many they are. So
+    nothing that is interrupted half way can leave it wrong. Whoever is about to commit more calls
+    ``require`` first, transients included. ``limit_bytes=None`` sets no limit of its own; the machine's
+    holds always.
     """
 
     def __init__(
@@ -34,7 +44,7 @@ class Budget:
         self._limit = limit_bytes
         self._auto = auto
         self._machine = machine
-        self._accounts: dict[Account, int] = {"kv": 0, "compute": 0}
+        self._holders: dict[Account, list[weakref.ref[Holder]]] = {"kv": [], "compute": []}
         self.peak_bytes = 0
 
     @classmethod
@@ -58,17 +68,22 @@ class Budget:
             raise InvalidRequest(f"a budget must be positive, got {text!r}")
         self._limit, self._auto = limit, auto
 
+    def watch(self, holder: Holder, account: Account = "kv") -> None:
+        """Count what ``holder`` has committed, for as long as it lives."""
+        holders = self._holders[account]
+        holders.append(weakref.ref(holder, holders.remove))
+
     @property
     def kv_bytes(self) -> int:
-        return self._accounts["kv"]
+        return self._sum("kv")
 
     @property
     def compute_bytes(self) -> int:
-        return self._accounts["compute"]
+        return self._sum("compute")
 
     @property
     def committed_bytes(self) -> int:
-        return self._accounts["kv"] + self._accounts["compute"]
+        return self.kv_bytes + self.compute_bytes
 
     @property
     def limit_bytes(self) -> int | None:
@@ -76,12 +91,12 @@ class Budget:
         return self.committed_bytes + self._machine_left() if self._auto else self._limit
 
     def left(self) -> int:
-        """Bytes that a charge could have now."""
+        """Bytes that could be committed now."""
         machine = self._machine_left()
         return machine if self._limit is None else min(machine, max(self._limit - self.committed_bytes, 0))
 
     def refusal(self, n_bytes: int) -> CacheFull | None:
-        """What ``charge(n_bytes)`` would raise, or None. Nothing is charged."""
+        """What ``require(n_bytes)`` would raise, or None."""
         if n_bytes <= 0:
             return None
         if self._limit is not None and self.committed_bytes + n_bytes > self._limit:
@@ -92,22 +107,18 @@ class Budget:
             return CacheFull("machine", asked=n_bytes, left=left, limit=self.committed_bytes + left)
         return None
 
-    def charge(self, n_bytes: int, account: Account = "kv") -> None:
-        """Take ``n_bytes`` out of the budget, or raise CacheFull and take nothing."""
+    def require(self, n_bytes: int) -> None:
+        """Before ``n_bytes`` more are committed: CacheFull if they may not be. The peak takes them as committed."""
         refusal = self.refusal(n_bytes)
         if refusal:
             raise refusal
-        self._accounts[account] += n_bytes
-        self.peak_bytes = max(self.peak_bytes, self.committed_bytes)
-
-    def release(self, n_bytes: int, account: Account = "kv") -> None:
-        """Put back bytes that were charged and are no longer committed."""
-        if not 0 <= n_bytes <= self._accounts[account]:
-            raise ValueError(f"{n_bytes} bytes released, but {account} holds {self._accounts[account]}")
-        self._accounts[account] -= n_bytes
+        self.peak_bytes = max(self.peak_bytes, self.committed_bytes + max(n_bytes, 0))
 
     def reset_peak(self) -> None:
         self.peak_bytes = self.committed_bytes
+
+    def _sum(self, account: Account) -> int:
+        return sum(holder.committed_bytes for ref in list(self._holders[account]) if (holder := ref()) is not None)
 
     def _machine_left(self) -> int:
         machine = self._machine()

@@ -3,7 +3,7 @@
     cell      0 ......... used-1 | used ....... capacity-1
     position  first ...... end-1 | free: may hold anything
 
-Cells are contiguous, and so are their positions.
+Cells are contiguous, and so are their positions. How many there are (the capacity) is the storage's to say.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 class StreamCells:
     first: int = 0
     used: int = 0
-    capacity: int = 0
 
     @property
     def end(self) -> int:
@@ -42,13 +41,9 @@ class StreamCells:
 
         At the front the others keep their positions; elsewhere the ones behind move down with their cells.
         """
-        if r0 == 0:
-            self.first += r1 if r1 < self.used else 0
-        self.used -= r1 - r0
-
-    def shift(self, delta: int) -> None:
-        self.first += delta
+        n_dropped = r1 if r0 == 0 and r1 < self.used else 0
+        self.first, self.used = self.first + n_dropped, self.used - (r1 - r0)
 
     def check(self) -> None:
-        assert 0 <= self.used <= self.capacity, f"{self.used} cells used of {self.capacity}"
+        assert self.used >= 0, f"{self.used} cells are used"
         assert self.first >= 0, f"first position is {self.first}"

@@ -31,6 +31,7 @@ class HybridMemory:
         self.recurrent = RecurrentMemory(recurrent_layers, options, budget)
         self.budget = budget
         self.n_ctx = options.n_ctx
+        self._is_decided = False
 
     @property
     def generation(self) -> int:
@@ -43,6 +44,7 @@ class HybridMemory:
     def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
         # The states first: their size is fixed, while growth can give way to what is left.
         self.recurrent.init_batch(batch, n_ubatch)
+        self._is_decided = False
         try:
             return self.attention.init_batch(batch, n_ubatch)
         except BaseException:
@@ -54,12 +56,17 @@ class HybridMemory:
         self.recurrent.apply(ubatch)
 
     def commit(self) -> None:
+        self._is_decided = True  # from here on an interrupted call is finished, not undone
         self.attention.commit()
         self.recurrent.commit()
+        self._is_decided = False
 
     def rollback(self) -> None:
+        if self._is_decided:
+            self.commit()
         self.attention.rollback()
         self.recurrent.rollback()
+        self._reconcile()
 
     def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
         if not (self.attention.can_seq_rm(seq_id, p0, p1) and self.recurrent.can_seq_rm(seq_id, p0, p1)):
@@ -111,6 +118,7 @@ class HybridMemory:
         return point
 
     def clear(self) -> None:
+        self._is_decided = False
         self.attention.clear()
         self.recurrent.clear()
 
@@ -141,6 +149,13 @@ class HybridMemory:
 
     def close(self) -> None:
         self.clear()
+
+    def _reconcile(self) -> None:
+        """An operation that was interrupted between the halves: what they disagree about is forgotten."""
+        for seq_id in {*self.attention.seq_ids(), *self.recurrent.seq_ids()}:
+            if self.attention.seq_pos_max(seq_id) != self.recurrent.seq_pos_max(seq_id):
+                self.attention.seq_rm(seq_id)
+                self.recurrent.seq_rm(seq_id)
 
 
 def _with_state(stream: SequenceStats, state: SequenceStats | None) -> SequenceStats:

@@ -29,7 +29,8 @@ class KVCache:
         self.n_ctx = options.n_ctx
         self._streams = Streams(self.layers, options, budget)
         self.bytes_per_cell = self._streams.bytes_per_cell
-        self._before_call: dict[int, StreamCells | None] | None = None
+        # Cells used and capacity of the sequences of an open call, as they were; None: no stream.
+        self._before_call: dict[int, tuple[int, int] | None] | None = None
         self._remembered = -1  # the generation that the two tables below are of
         self._cells: dict[tuple[int, int], Cells] = {}
         self._addresses: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
@@ -42,7 +43,7 @@ class KVCache:
 
     @property
     def max_capacity(self) -> int:
-        return max((self._streams[seq_id].cells.capacity for seq_id in self._streams.ids()), default=0)
+        return max((self._streams.capacity(seq_id) for seq_id in self._streams.ids()), default=0)
 
     def cells(self, layer: int, seq_id: int) -> Cells:
         """One layer of a sequence's cells; valid until ``generation`` changes."""
@@ -74,17 +75,19 @@ class KVCache:
 
     def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
         self.require_idle()
-        before = {entry.seq_id: self._copy_of(entry.seq_id) for entry in batch.entries}
         next_pos = {entry.seq_id: self._streams.cells(entry.seq_id).end for entry in batch.entries}
         ubatches = split(batch, next_pos, n_ubatch)
-        needed = self.prepare(ubatches)
-        if needed:
-            refusal = self.try_resize(needed)
+        self._before_call = {entry.seq_id: self._extent_of(entry.seq_id) for entry in batch.entries}
+        try:
+            needed = self.prepare(ubatches)
+            refusal = self.try_resize(needed) if needed else None
             if refusal:
                 raise refusal
             needed = self.prepare(ubatches)
             assert not needed, f"streams are still too small after a resize: {needed}"
-        self._before_call = before
+        except BaseException:
+            self.rollback()
+            raise
         return ubatches
 
     def prepare(self, ubatches: Iterable[UBatch]) -> dict[int, int]:
@@ -97,7 +100,9 @@ class KVCache:
             for span in ubatch.spans:
                 cells = simulated.setdefault(span.seq_id, self._streams.cells(span.seq_id).copy())
                 cells.append(span.n_tokens)
-        return {seq_id: cells.used for seq_id, cells in simulated.items() if cells.used > cells.capacity}
+        return {
+            seq_id: cells.used for seq_id, cells in simulated.items() if cells.used > self._streams.capacity(seq_id)
+        }
 
     def try_resize(self, needed: Mapping[int, int]) -> CacheFull | None:
         """Enlarge streams to hold ``needed[seq_id]`` cells; new sequences get a stream.
@@ -133,14 +138,13 @@ class KVCache:
                 self._streams[seq_id].release_windows()
 
     def rollback(self) -> None:
-        touched, self._before_call = self._before_call or {}, None
-        for seq_id, before in touched.items():
+        """May be interrupted and called again: the call is over once all of it is undone."""
+        for seq_id, before in (self._before_call or {}).items():
             if before is None:
                 self._streams.close(seq_id)
-                continue
-            stream = self._streams[seq_id]
-            stream.remove(before.used, stream.cells.used, None)
-            self._streams.set_capacity(seq_id, before.capacity)
+            else:
+                self._streams.restore(seq_id, *before)
+        self._before_call = None
 
     def require_idle(self) -> None:
         """RuntimeError inside a decode call."""
@@ -173,8 +177,8 @@ class KVCache:
         if r1 - r0 == stream.cells.used:
             self._streams.close(seq_id)
         elif r0 < r1:
-            stream.remove(r0, r1, self.options.rotate)
             self._streams.touch()
+            stream.remove(r0, r1, self.options.rotate)
         return True
 
     def can_seq_cp(self, src: int, p0: int, p1: int) -> bool:
@@ -237,8 +241,8 @@ class KVCache:
         is_whole = r1 - r0 == stream.cells.used and stream.cells.first + delta >= 0
         if not is_whole or self.options.rotate is None or not stream.can_shift():
             return False
-        stream.shift(delta, self.options.rotate)
         self._streams.touch()
+        stream.shift(delta, self.options.rotate)
         return True
 
     def seq_pos_min(self, seq_id: int) -> int:
@@ -263,9 +267,9 @@ class KVCache:
         return p0 if stream.can_end_at(p0 - stream.cells.first) else 0
 
     def clear(self) -> None:
-        self._before_call = None
         for seq_id in self._streams.ids():
             self._streams.close(seq_id)
+        self._before_call = None
 
     # Capacities
 
@@ -317,9 +321,9 @@ class KVCache:
     def close(self) -> None:
         self.clear()
 
-    def _copy_of(self, seq_id: int) -> StreamCells | None:
+    def _extent_of(self, seq_id: int) -> tuple[int, int] | None:
         stream = self._streams.get(seq_id)
-        return stream.cells.copy() if stream else None
+        return (stream.cells.used, stream.capacity) if stream else None
 
     def _forget_stale(self) -> None:
         if self._remembered != self._streams.generation:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from elastikv.errors import InvalidRequest
-from elastikv.memory.base import CellType, KVLayer, LayerMemory, RecurrentLayer
+from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
 from elastikv.memory.budget import Budget
-from elastikv.memory.cell_types import cell_planes
 from elastikv.memory.hybrid import HybridMemory
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.options import MemoryOptions
 from elastikv.memory.recurrent import RecurrentMemory
-from elastikv.memory.states import state_bytes
-from elastikv.memory.storage import bytes_per_row
 
 
 def make_memory(
@@ -30,19 +26,3 @@ def make_memory(
     if recurrent:
         return RecurrentMemory(recurrent, options, budget)
     raise InvalidRequest("a model needs at least one layer with memory")
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryCost:
-    """What layers cost before anything is allocated: per token, and once per sequence. Pages round both up."""
-
-    bytes_per_cell: int
-    recurrent_bytes: int
-
-
-def memory_cost(layers: Sequence[LayerMemory], k_type: CellType = "f16", v_type: CellType = "f16") -> MemoryCost:
-    """Raises InvalidRequest for an unknown cell type."""
-    return MemoryCost(
-        bytes_per_row([cell_planes(layer, k_type, v_type) for layer in layers if isinstance(layer, KVLayer)]),
-        state_bytes([layer for layer in layers if isinstance(layer, RecurrentLayer)]),
-    )

@@ -7,7 +7,8 @@ A decode call writes to a second buffer; the committed one stays untouched until
     working            B (spare)        B (target)          B (both)           -> A is spare
 
 A new sequence has only a working buffer (zeros), since rolling back means forgetting it. Spare
-buffers are shared by all sequences.
+buffers are shared by all sequences. A commit is one store, so that whoever interrupts it finds the
+one or the other; a buffer that is lost on the way is freed by Python.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ from elastikv.memory.states import LayerState, StateBuffer, StatePool
 
 @dataclass(slots=True)
 class _Sequence:
-    """``committed`` holds ``n_tokens`` tokens; a call in progress adds ``n_applied`` in ``working``."""
+    """``committed`` holds ``n_tokens`` tokens and is never written to; ``checkpoints`` hold fewer."""
 
-    committed: StateBuffer | None = None
-    n_tokens: int = 0
-    working: StateBuffer | None = None
-    n_applied: int = 0
-    span_is_first: bool = True
+    committed: StateBuffer
+    n_tokens: int
     checkpoints: dict[int, StateBuffer] = field(default_factory=dict)
 
-    @property
-    def end(self) -> int:
-        return self.n_tokens + self.n_applied
-
     def buffers(self) -> list[StateBuffer]:
-        held = [self.committed, self.working, *self.checkpoints.values()]
-        return [buffer for buffer in held if buffer is not None]
+        return [self.committed, *self.checkpoints.values()]
+
+
+@dataclass(slots=True)
+class _Working:
+    """What a sequence becomes in a call in progress, after ``n_applied`` more tokens."""
+
+    buffer: StateBuffer
+    n_applied: int = 0
+    span_is_first: bool = True
 
 
 class RecurrentMemory:
@@ -56,7 +58,7 @@ class RecurrentMemory:
         self.n_ctx = options.n_ctx
         self._pool = StatePool(self.layers, options.device, budget)
         self._sequences: dict[int, _Sequence] = {}
-        self._in_call: list[int] | None = None
+        self._call: dict[int, _Working] | None = None
 
     @property
     def generation(self) -> int:
@@ -69,16 +71,17 @@ class RecurrentMemory:
 
     def source(self, layer: int, seq_id: int) -> LayerState:
         """float32 state before the current ubatch; zeros for a new sequence. Only written where it is the target."""
-        sequence = self._sequences[seq_id]
-        buffer = sequence.committed if sequence.span_is_first and sequence.committed else sequence.working
-        assert buffer is not None, f"sequence {seq_id} is in no decode call"
+        working, sequence = self._working(seq_id), self._sequences.get(seq_id)
+        buffer = sequence.committed if working.span_is_first and sequence else working.buffer
         return buffer.layers[layer]
 
     def target(self, layer: int, seq_id: int) -> LayerState:
         """Where the state after the current ubatch goes; may be the very tensors of ``source``."""
-        buffer = self._sequences[seq_id].working
-        assert buffer is not None, f"sequence {seq_id} is in no decode call"
-        return buffer.layers[layer]
+        return self._working(seq_id).buffer.layers[layer]
+
+    def _working(self, seq_id: int) -> _Working:
+        assert self._call is not None, "source and target belong between init_batch() and commit()"
+        return self._call[seq_id]
 
     # A decode call
 
@@ -89,50 +92,47 @@ class RecurrentMemory:
             end, n_new = ends[entry.seq_id], len(entry.token_ids)
             if end + n_new > self.n_ctx:
                 raise CacheFull("n_ctx", asked=n_new, left=self.n_ctx - end, limit=self.n_ctx)
-        self._in_call = []
+        self._call = {}
         try:
             for seq_id in ends:
-                buffer = self._pool.take(zeroed=seq_id not in self._sequences)
-                sequence = self._sequences.setdefault(seq_id, _Sequence())
-                self._in_call.append(seq_id)
-                sequence.working, sequence.n_applied, sequence.span_is_first = buffer, 0, True
+                self._call[seq_id] = _Working(self._pool.take(zeroed=seq_id not in self._sequences))
         except BaseException:
             self.rollback()
             raise
         return split(batch, ends, n_ubatch)
 
     def apply(self, ubatch: UBatch) -> None:
-        if self._in_call is None:
+        if self._call is None:
             raise RuntimeError("apply() belongs between init_batch() and commit()")
         for span in ubatch.spans:
-            sequence = self._sequences[span.seq_id]
-            assert span.pos == sequence.end, f"span at {span.pos}, but the sequence ends at {sequence.end}"
-            sequence.span_is_first = sequence.n_applied == 0
-            sequence.n_applied += span.n_tokens
+            working, end = self._call[span.seq_id], self._end(span.seq_id)
+            assert span.pos == end, f"span at {span.pos}, but the sequence ends at {end}"
+            working.span_is_first = working.n_applied == 0
+            working.n_applied += span.n_tokens
 
     def commit(self) -> None:
-        touched, self._in_call = self._in_call or [], None
-        for seq_id in touched:
-            sequence = self._sequences[seq_id]
-            assert sequence.n_applied, f"sequence {seq_id} was committed before it was applied"
-            if sequence.committed is not None:
-                self._pool.put_aside(sequence.committed)
-            sequence.committed, sequence.working = sequence.working, None
-            sequence.n_tokens, sequence.n_applied = sequence.end, 0
+        after: dict[int, _Sequence] = {}
+        replaced: list[StateBuffer] = []
+        for seq_id, working in (self._call or {}).items():
+            assert working.n_applied, f"sequence {seq_id} was committed before it was applied"
+            before = self._sequences.get(seq_id)
+            after[seq_id] = _Sequence(working.buffer, self._end(seq_id), before.checkpoints if before else {})
+            replaced += [before.committed] if before else []
+        self._sequences, self._call = self._sequences | after, None
+        for buffer in replaced:
+            self._pool.put_aside(buffer)
 
     def rollback(self) -> None:
-        touched, self._in_call = self._in_call or [], None
-        for seq_id in touched:
-            sequence = self._sequences[seq_id]
-            if sequence.committed is None:
-                self._forget(seq_id)
-            elif sequence.working is not None:
-                self._pool.put_aside(sequence.working)
-                sequence.working, sequence.n_applied = None, 0
+        call, self._call = self._call or {}, None
+        for seq_id, working in call.items():
+            if seq_id in self._sequences:
+                self._pool.put_aside(working.buffer)
+            else:
+                self._pool.free(working.buffer)
 
     def require_idle(self) -> None:
         """RuntimeError inside a decode call."""
-        if self._in_call is not None:
+        if self._call is not None:
             raise RuntimeError("a decode call is open: commit() or rollback() first")
 
     # Operations on sequences
@@ -158,7 +158,7 @@ class RecurrentMemory:
         if start == 0 and start < stop:
             self._forget(seq_id)
         elif start < stop:
-            self._go_back(sequence, start)
+            self._go_back(seq_id, start)
         return True
 
     def can_seq_cp(self, src: int, p0: int, p1: int) -> bool:
@@ -230,12 +230,12 @@ class RecurrentMemory:
         return self._end(seq_id) - 1
 
     def seq_ids(self) -> list[int]:
-        return sorted(seq_id for seq_id, sequence in self._sequences.items() if sequence.end)
+        return sorted(seq_id for seq_id in self._held() if self._end(seq_id))
 
     def checkpoint(self, seq_id: int) -> bool:
         self.require_idle()
         sequence = self._sequences.get(seq_id)
-        if sequence is None or sequence.committed is None or sequence.n_tokens in sequence.checkpoints:
+        if sequence is None or sequence.n_tokens in sequence.checkpoints:
             return True
         if not self.options.max_checkpoints:
             return False
@@ -258,7 +258,7 @@ class RecurrentMemory:
         return max(points, default=0)
 
     def clear(self) -> None:
-        self._in_call = None
+        self.rollback()
         for seq_id in list(self._sequences):
             self._forget(seq_id)
         self._pool.free_spare()
@@ -276,7 +276,7 @@ class RecurrentMemory:
         return self._pool.free_spare()
 
     def stats(self) -> MemoryStats:
-        sequences = tuple(self._sequence_stats(seq_id) for seq_id in sorted(self._sequences))
+        sequences = tuple(self._sequence_stats(seq_id) for seq_id in sorted(self._held()))
         committed = self.committed_bytes
         return MemoryStats(
             capacity_cells=0,
@@ -294,8 +294,7 @@ class RecurrentMemory:
     @property
     def committed_bytes(self) -> int:
         """Of all states, checkpoints and spare buffers."""
-        n_buffers = len(self._pool.spare) + sum(len(sequence.buffers()) for sequence in self._sequences.values())
-        return n_buffers * self._pool.buffer_bytes
+        return len(self._buffers()) * self._pool.buffer_bytes
 
     def check(self) -> None:
         self.check_parts()
@@ -303,37 +302,51 @@ class RecurrentMemory:
 
     def check_parts(self) -> None:
         """Every invariant but the budget's, which others may share."""
-        buffers = [*self._pool.spare, *(buffer for each in self._sequences.values() for buffer in each.buffers())]
+        buffers = self._buffers()
         assert len({id(buffer) for buffer in buffers}) == len(buffers), "a buffer has two owners"
         assert all(buffer.block.committed == self._pool.buffer_bytes for buffer in buffers)
         for seq_id, sequence in self._sequences.items():
-            assert sequence.end <= self.n_ctx
+            assert self._end(seq_id) <= self.n_ctx
+            assert sequence.n_tokens, f"sequence {seq_id} is empty"
             assert len(sequence.checkpoints) <= self.options.max_checkpoints
             assert all(0 < point <= sequence.n_tokens for point in sequence.checkpoints)
-            in_call = self._in_call is not None and seq_id in self._in_call
-            assert (sequence.working is not None) == in_call, f"sequence {seq_id} has a buffer too many or too few"
-            assert in_call or sequence.committed is not None, f"sequence {seq_id} has no state"
 
     def close(self) -> None:
         self.clear()
 
     def _sequence_stats(self, seq_id: int) -> SequenceStats:
-        n_bytes = len(self._sequences[seq_id].buffers()) * self._pool.buffer_bytes
+        sequence = self._sequences.get(seq_id)
+        n_buffers = (len(sequence.buffers()) if sequence else 0) + (seq_id in (self._call or {}))
+        n_bytes = n_buffers * self._pool.buffer_bytes
         return SequenceStats(seq_id, 0, 0, n_bytes, n_bytes)
 
+    def _held(self) -> set[int]:
+        """Sequences that have a buffer."""
+        return {*self._sequences, *(self._call or {})}
+
+    def _buffers(self) -> list[StateBuffer]:
+        working = [each.buffer for each in (self._call or {}).values()]
+        return [*self._pool.spare, *working, *(b for each in self._sequences.values() for b in each.buffers())]
+
     def _end(self, seq_id: int) -> int:
-        sequence = self._sequences.get(seq_id)
-        return sequence.end if sequence else 0
+        """The position that the sequence's next token gets."""
+        sequence, working = self._sequences.get(seq_id), (self._call or {}).get(seq_id)
+        return (sequence.n_tokens if sequence else 0) + (working.n_applied if working else 0)
 
     def _state_at(self, sequence: _Sequence, n_tokens: int) -> StateBuffer | None:
         return sequence.committed if n_tokens == sequence.n_tokens else sequence.checkpoints.get(n_tokens)
 
-    def _go_back(self, sequence: _Sequence, n_tokens: int) -> None:
-        assert sequence.committed is not None
-        sequence.committed.copy_from(sequence.checkpoints[n_tokens])
-        sequence.n_tokens = n_tokens
-        for point in [point for point in sequence.checkpoints if point > n_tokens]:
-            self._pool.free(sequence.checkpoints.pop(point))
+    def _go_back(self, seq_id: int, n_tokens: int) -> None:
+        """The checkpoint becomes the state, and what was the state becomes a copy of it: the checkpoint."""
+        before = self._sequences[seq_id]
+        state = before.checkpoints[n_tokens]
+        kept = {point: buffer for point, buffer in before.checkpoints.items() if point < n_tokens}
+        after = self._sequences[seq_id] = _Sequence(state, n_tokens, kept)
+        before.committed.copy_from(state)
+        after.checkpoints[n_tokens] = before.committed
+        for point, buffer in before.checkpoints.items():
+            if point > n_tokens:
+                self._pool.free(buffer)
 
     def _forget(self, seq_id: int) -> None:
         sequence = self._sequences.pop(seq_id, None)

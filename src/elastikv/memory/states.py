@@ -1,4 +1,4 @@
-"""Buffers for recurrent state: all layers of one sequence in one block, charged to the budget."""
+"""Buffers for recurrent state: all layers of one sequence in one block, which the budget counts."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ class StateBuffer:
                 offset += round_up(n_bytes, _ALIGNMENT)
             self.layers.append(tuple(tensors))
 
+    @property
+    def committed_bytes(self) -> int:
+        return self.block.committed
+
     def copy_from(self, other: StateBuffer) -> None:
         self.block.data.copy_(other.block.data)
 
@@ -64,26 +68,23 @@ class StatePool:
             if zeroed:
                 buffer.zero()
             return buffer
-        self._budget.charge(self.buffer_bytes)
+        self._budget.require(self.buffer_bytes)
         try:
-            block = allocate_block(self._n_bytes, self._device)
-        except BaseException as error:
-            self._budget.release(self.buffer_bytes)
-            if isinstance(error, MemoryError):
-                left = self._budget.left()
-                raise CacheFull("machine", asked=self.buffer_bytes, left=left, limit=None) from error
-            raise
+            buffer = StateBuffer(self._layers, allocate_block(self._n_bytes, self._device))
+        except MemoryError as error:
+            left = self._budget.left()
+            raise CacheFull("machine", asked=self.buffer_bytes, left=left, limit=None) from error
+        self._budget.watch(buffer)
         self.generation += 1
-        return StateBuffer(self._layers, block)
+        return buffer
 
     def put_aside(self, buffer: StateBuffer) -> None:
         self.spare.append(buffer)
 
     def free(self, buffer: StateBuffer) -> None:
         """Give the memory back now."""
-        buffer.block.close()
-        self._budget.release(self.buffer_bytes)
         self.generation += 1
+        buffer.block.close()
 
     def free_spare(self) -> int:
         """Returns the bytes given back."""

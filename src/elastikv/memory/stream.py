@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -19,6 +20,16 @@ _CHUNK = 1024
 _WINDOW_STEP = 256
 
 
+def rows_behind(window: int | None, n_tokens: int) -> int:
+    """Rows at the front that a sequence of ``n_tokens`` gives back: behind the window, in whole steps."""
+    return 0 if window is None else max(n_tokens - window + 1, 0) // _WINDOW_STEP * _WINDOW_STEP
+
+
+def most_rows_kept(window: int | None, n_tokens: int) -> int:
+    """The most rows that a sequence has held on its way to ``n_tokens``, one token at a time."""
+    return n_tokens if window is None else min(n_tokens, window + _WINDOW_STEP - 2)
+
+
 class Stream:
     """Cells ``[0, used)`` hold consecutive positions in every layer.
 
@@ -31,6 +42,10 @@ class Stream:
         self.storage = storage
         self._layers = tuple(layers)
         self._windows = [(index, layer.window) for index, layer in enumerate(layers) if layer.window]
+
+    @property
+    def capacity(self) -> int:
+        return self.storage.capacity
 
     def planes(self, layer: int) -> dict[str, torch.Tensor]:
         """Tensors by plane name, whole capacity."""
@@ -47,7 +62,6 @@ class Stream:
             self.storage.grow(capacity, self.cells.used)
         elif capacity < self.storage.capacity:
             self.storage.shrink(capacity, self.cells.used)
-        self.cells.capacity = self.storage.capacity
 
     def can_end_at(self, row: int) -> bool:
         """Whether the cells from ``row`` on can go and the sequence can still be continued there."""
@@ -66,22 +80,28 @@ class Stream:
     def remove(self, r0: int, r1: int, rotate: RotateK | None) -> None:
         """Every removal of cells goes through here: tail, front and middle.
 
-        In the middle, cells behind move down and are rotated to their new positions by ``rotate``.
+        In the middle, cells behind move down and are rotated to their new positions by ``rotate``. Whoever
+        interrupts that finds a sequence that ends before the gap.
         """
-        n_behind = self.cells.used - r1
+        after = self.cells.copy()
+        after.remove(r0, r1)
+        used, self.cells.used = self.cells.used, min(r0, self.cells.used)
+        n_behind = used - r1
         if n_behind and r0 < r1:
             for layer in range(len(self._layers)):
                 if r0 and rotate:
-                    self._rotate(layer, r1, self.cells.used, r0 - r1, rotate)
+                    self._rotate(layer, r1, used, r0 - r1, rotate)
                 for tensor in self.storage.tensors(layer):
                     _move_down(tensor, r1, r0, n_behind)
-        self.cells.remove(r0, r1)
+        self.cells = after
 
     def shift(self, delta: int, rotate: RotateK) -> None:
-        """Move all positions by ``delta``."""
+        """Move all positions by ``delta``. Whoever interrupts that finds an empty sequence."""
+        after = replace(self.cells, first=self.cells.first + delta)
+        self.cells.used = 0
         for layer in range(len(self._layers)):
-            self._rotate(layer, 0, self.cells.used, delta, rotate)
-        self.cells.shift(delta)
+            self._rotate(layer, 0, after.used, delta, rotate)
+        self.cells = after
 
     def copy_into(self, other: Stream, r0: int, r1: int) -> None:
         """Make ``other``, an empty stream of enough capacity, hold cells ``[r0, r1)`` of this one."""
@@ -96,15 +116,13 @@ class Stream:
     def release_windows(self) -> None:
         """Give back the pages that no later token can see."""
         for layer, window in self._windows:
-            n_rows = self.cells.used - window + 1
-            if n_rows - self.storage.released(layer) >= _WINDOW_STEP:
-                self.storage.release_front(layer, n_rows)
+            self.storage.release_front(layer, rows_behind(window, self.cells.used))
 
     def stats(self, seq_id: int) -> SequenceStats:
         return SequenceStats(
             seq_id=seq_id,
             used_cells=self.cells.used,
-            capacity_cells=self.cells.capacity,
+            capacity_cells=self.capacity,
             committed_bytes=self.storage.committed_bytes,
             reserved_bytes=self.storage.reserved_bytes,
         )
@@ -112,7 +130,7 @@ class Stream:
     def check(self) -> None:
         self.cells.check()
         self.storage.check()
-        assert self.cells.capacity == self.storage.capacity, "bookkeeping and storage disagree about the capacity"
+        assert self.cells.used <= self.capacity, f"{self.cells.used} cells used of {self.capacity}"
         for layer, window in self._windows:
             assert self.storage.released(layer) <= max(self.cells.used - window + 1, 0), "a needed row was given back"
 

@@ -49,6 +49,10 @@ class Streams:
         stream = self._streams.get(seq_id)
         return stream.cells if stream else StreamCells()
 
+    def capacity(self, seq_id: int) -> int:
+        stream = self._streams.get(seq_id)
+        return stream.capacity if stream else 0
+
     @property
     def committed_bytes(self) -> int:
         return sum(stream.storage.committed_bytes for stream in self._streams.values())
@@ -71,45 +75,44 @@ class Streams:
         self._streams[seq_id] = stream
 
     def close(self, seq_id: int) -> None:
+        self.touch()
         stream = self._streams.pop(seq_id, None)
         if stream is not None:
             stream.storage.close()
-        self.touch()
 
     def touch(self) -> None:
-        """Whoever holds views of cells must ask for them again."""
+        """Whoever holds views of cells must ask for them again.
+
+        Called before something changes, for what follows may be interrupted; nobody asks in the middle.
+        """
         self.generation += 1
 
-    def set_capacity(self, seq_id: int, n_cells: int) -> None:
-        """Back to a capacity that the stream had before; smaller, so that it cannot fail."""
-        self._streams[seq_id].set_capacity(n_cells)
+    def restore(self, seq_id: int, n_used: int, n_cells: int) -> None:
+        """Back to a length and a capacity that the stream had before; smaller, so that it cannot fail."""
         self.touch()
+        stream = self._streams.get(seq_id)
+        if stream is not None:
+            stream.remove(n_used, stream.cells.used, None)
+            stream.set_capacity(n_cells)
 
     def ensure(self, n_cells: Mapping[int, int], *, as_needed: bool) -> None:
         """Give each sequence a stream for ``n_cells[seq_id]`` cells, enlarged by the policy, or set to
         just that number (``as_needed``). CacheFull: every stream is as before."""
         started = time.perf_counter()
-        opened: dict[int, Stream] = {}
-        try:
-            for seq_id in n_cells:
-                if seq_id not in self._streams:
-                    opened[seq_id] = self._reserve()
-            streams = {seq_id: opened.get(seq_id) or self._streams[seq_id] for seq_id in n_cells}
-            before = {seq_id: stream.cells.capacity for seq_id, stream in streams.items()}
-            _change_all(
-                [
-                    (stream, self._capacity_for(stream, n_cells[seq_id], as_needed))
-                    for seq_id, stream in streams.items()
-                ],
-                self._budget,
-            )
-        except BaseException:
-            for stream in opened.values():
-                stream.storage.close()
-            self.touch()  # what was undone may lie elsewhere now
-            raise
-        self._streams.update(opened)
         self.touch()
+        streams = {seq_id: self._streams.get(seq_id) or self._reserve() for seq_id in n_cells}
+        before = {seq_id: stream.capacity for seq_id, stream in streams.items()}
+        changes = [
+            (stream, self._capacity_for(stream, n_cells[seq_id], as_needed)) for seq_id, stream in streams.items()
+        ]
+        try:
+            _change_all(changes, self._budget)
+            self._streams |= streams
+        except BaseException:
+            for seq_id, stream in streams.items():
+                if seq_id not in self._streams:
+                    stream.storage.close()
+            raise
         self._record(before, time.perf_counter() - started)
 
     def resize(self, n_cells: int, seq_ids: Sequence[int]) -> None:
@@ -136,7 +139,7 @@ class Streams:
     def check(self) -> None:
         for seq_id, stream in self._streams.items():
             stream.check()
-            capacity = stream.cells.capacity
+            capacity = stream.capacity
             assert capacity <= self._options.n_ctx, f"sequence {seq_id} is larger than n_ctx"
             assert self._options.dynamic or capacity == self._options.n_ctx, "a static stream was resized"
 
@@ -153,7 +156,7 @@ class Streams:
         growth = self._growth or parse_growth(stream.storage.default_growth)
         return growth.capacity_for(
             n_cells,
-            stream.cells.capacity,
+            stream.capacity,
             initial=self._options.initial,
             n_ctx=self._options.n_ctx,
             bytes_per_cell=self.bytes_per_cell,
@@ -163,7 +166,7 @@ class Streams:
     def _record(self, before: Mapping[int, int], seconds: float) -> None:
         self.resize_seconds += seconds
         for seq_id, old_cells in before.items():
-            new_cells = self._streams[seq_id].cells.capacity
+            new_cells = self._streams[seq_id].capacity
             if old_cells == new_cells:
                 continue
             self.n_resizes += old_cells > 0  # the first capacity is no resize
@@ -180,10 +183,9 @@ def _change_all(changes: Sequence[CapacityChange], budget: Budget) -> None:
     grown: list[CapacityChange] = []
     try:
         for stream, capacity in changes:
-            before = stream.cells.capacity
-            if capacity > before:
+            if capacity > stream.capacity:
+                grown.append((stream, stream.capacity))
                 stream.set_capacity(capacity)
-                grown.append((stream, before))
     except BaseException:
         for stream, before in reversed(grown):
             stream.set_capacity(before)
@@ -196,7 +198,7 @@ def _peak_bytes(changes: Sequence[CapacityChange]) -> int:
     """Most bytes on top of what is committed while the growths run one after the other."""
     added = peak = 0
     for stream, capacity in changes:
-        if capacity > stream.cells.capacity:
+        if capacity > stream.capacity:
             peak = max(peak, added + stream.storage.peak_bytes(capacity))
             added += stream.storage.added_bytes(capacity)
     return peak

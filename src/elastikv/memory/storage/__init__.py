@@ -1,6 +1,15 @@
 """Where bytes live. Knows no sequences, no positions."""
 
-from elastikv.memory.storage.base import Storage, StorageKind, open_storage
-from elastikv.memory.storage.planes import LayerPlanes, Plane, bytes_per_row
+from elastikv.memory.storage.base import Storage, StorageKind, open_storage, storage_type
+from elastikv.memory.storage.planes import LayerPlanes, Plane, bytes_per_row, rows_per_page
 
-__all__ = ["LayerPlanes", "Plane", "Storage", "StorageKind", "bytes_per_row", "open_storage"]
+__all__ = [
+    "LayerPlanes",
+    "Plane",
+    "Storage",
+    "StorageKind",
+    "bytes_per_row",
+    "open_storage",
+    "rows_per_page",
+    "storage_type",
+]

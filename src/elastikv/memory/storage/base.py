@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 
@@ -89,6 +89,14 @@ class Storage(Protocol):
         ...
 
 
+def storage_type(kind: StorageKind, device: torch.device) -> type[CopyStorage] | type[MmapStorage]:
+    """Which storage serves a device, unless its address space cannot be had. Raises InvalidRequest."""
+    if kind not in get_args(StorageKind):
+        raise InvalidRequest(f"{kind!r} is not a storage; choose auto, mmap or copy")
+    has_mmap = device.type == "cpu" and pages.supported()
+    return MmapStorage if has_mmap and kind != "copy" else CopyStorage
+
+
 def open_storage(
     kind: StorageKind,
     layers: Sequence[LayerPlanes],
@@ -101,11 +109,7 @@ def open_storage(
     Where ``mmap`` cannot be had, ``copy`` takes its place and a warning is logged.
     """
     device = torch.device(device)
-    if kind not in ("auto", "mmap", "copy"):
-        raise InvalidRequest(f"{kind!r} is not a storage; choose auto, mmap or copy")
-    if kind == "copy":
-        return CopyStorage(layers, limit, budget, device)
-    if device.type != "cpu" or not pages.supported():
+    if storage_type(kind, device) is CopyStorage:
         if kind == "mmap":
             _log.warning("the mmap storage needs Linux and the CPU; the copy storage serves %s instead", device)
         return CopyStorage(layers, limit, budget, device)

@@ -15,12 +15,14 @@ class Block(Protocol):
     """``data`` is a uint8 tensor; ``committed`` says how many bytes of it are backed by memory."""
 
     data: torch.Tensor
+    has_pages: bool
+    """Whether parts of it can be given back in place."""
 
     @property
     def committed(self) -> int: ...
 
-    def give_back(self, start: int, stop: int) -> bool:
-        """Give back all whole pages in bytes ``[start, stop)``. False: this device cannot do it in place."""
+    def give_back(self, start: int, stop: int) -> None:
+        """Give back all whole pages in bytes ``[start, stop)``, if it has pages."""
         ...
 
     def close(self) -> None: ...
@@ -36,6 +38,8 @@ Raises MemoryError.
 class PageBlock:
     """Anonymous pages, resident from the start: what was promised cannot fail later."""
 
+    has_pages = True
+
     def __init__(self, n_bytes: int, unused_front: int = 0) -> None:
         n_bytes = round_up(n_bytes, pages.PAGE)
         self._region = pages.Region(n_bytes)
@@ -48,7 +52,7 @@ class PageBlock:
     def committed(self) -> int:
         return self._stop - self._start
 
-    def give_back(self, start: int, stop: int) -> bool:
+    def give_back(self, start: int, stop: int) -> None:
         """The range must reach to the block's front or to its end."""
         if start <= self._start:
             last = max(min(stop // pages.PAGE * pages.PAGE, self._stop), self._start)
@@ -58,14 +62,16 @@ class PageBlock:
             first = min(round_up(start, pages.PAGE), self._stop)
             self._region.discard(first, self._stop)
             self._stop = first
-        return True
 
     def close(self) -> None:
         self._region.close()
+        self._start = self._stop
 
 
 class TensorBlock:
     """A plain torch allocation, for devices and systems without pages to give back."""
+
+    has_pages = False
 
     def __init__(self, n_bytes: int, device: torch.device) -> None:
         try:
@@ -73,10 +79,13 @@ class TensorBlock:
                 self.data = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
         except RuntimeError as error:  # torch's own out-of-memory errors are RuntimeErrors
             raise MemoryError(str(error)) from error
-        self.committed = n_bytes
 
-    def give_back(self, start: int, stop: int) -> bool:
-        return start >= stop
+    @property
+    def committed(self) -> int:
+        return len(self.data)
+
+    def give_back(self, start: int, stop: int) -> None:
+        """There are no pages."""
 
     def close(self) -> None:
         self.data = self.data[:0].clone()

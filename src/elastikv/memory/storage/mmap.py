@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,22 +15,42 @@ from elastikv.memory.storage.planes import LayerPlanes, Plane, rows_per_page
 
 
 class _Extent:
-    """One plane's (or band's) part of the region; bytes ``[start, stop)`` of the region are committed.
+    """One plane's part of the region; of each band, bytes ``[start, stop)`` are committed.
 
-    offset         start            stop                 offset + reserved
+    offset         offset + start   offset + stop        offset + reserved
     | given back   | committed      | not yet            |
+
+    The numbers change before pages are committed and after they are given back: whatever is interrupted,
+    they never say less than is there.
     """
 
-    def __init__(self, plane: Plane, offset: int) -> None:
+    def __init__(self, plane: Plane, offset: int, band_bytes: int) -> None:
         self.plane = plane
-        self.offset = self.start = self.stop = offset
+        self.offsets = [offset + band * band_bytes for band in range(plane.n_bands)]
+        self.start = self.stop = 0
 
     def stop_for(self, n_rows: int) -> int:
-        return self.offset + round_up(n_rows * self.plane.row_bytes, pages.PAGE)
+        return round_up(n_rows * self.plane.row_bytes, pages.PAGE)
 
     @property
     def committed(self) -> int:
-        return self.stop - self.start
+        return len(self.offsets) * (self.stop - self.start)
+
+    def commit(self, region: pages.Region, stop: int) -> None:
+        """Raises MemoryError."""
+        before, self.stop = self.stop, stop
+        for offset in self.offsets:
+            region.commit(offset + before, offset + stop)
+
+    def cut_front(self, region: pages.Region, start: int) -> None:
+        for offset in self.offsets:
+            region.discard(offset + self.start, offset + start, keep_accessible=True)
+        self.start = start
+
+    def cut_end(self, region: pages.Region, stop: int) -> None:
+        for offset in self.offsets:
+            region.discard(offset + stop, offset + self.stop)
+        self.stop = stop
 
 
 class MmapStorage:
@@ -48,7 +67,7 @@ class MmapStorage:
         self.limit = limit
         self.capacity = 0
         self.generation = 0
-        self.page_rows = rows_per_page(self.layers, pages.PAGE)
+        self.page_rows = rows_per_page(self.layers)
         self._budget = budget
         self._released = [0] * len(self.layers)
         self._extents: list[list[_Extent]] = []
@@ -56,13 +75,14 @@ class MmapStorage:
         for layer in self.layers:
             extents = []
             for plane in layer:
-                for _ in range(plane.n_bands):
-                    extents.append(_Extent(plane, offset))
-                    offset += _reservation(plane, limit)
+                band_bytes = _reservation(plane, limit)
+                extents.append(_Extent(plane, offset, band_bytes))
+                offset += plane.n_bands * band_bytes
             self._extents.append(extents)
         # Every guard splits a mapping, and a process may have only 65530 of them: too few for many bands.
         banded = any(plane.bands for layer in self.layers for plane in layer)
         self._region = pages.Region(offset, guarded=not banded)
+        budget.watch(self)
 
     @property
     def committed_bytes(self) -> int:
@@ -73,18 +93,21 @@ class MmapStorage:
         return self._region.n_bytes
 
     def tensors(self, layer: int) -> tuple[torch.Tensor, ...]:
-        tensors, extents = [], iter(self._extents[layer])
-        for plane in self.layers[layer]:
-            first, *_ = itertools.islice(extents, plane.n_bands)
-            data = self._region.data[first.offset :]
-            tensors.append(plane.view(data, self.capacity, _reservation(plane, self.limit)))
-        return tuple(tensors)
+        return tuple(
+            extent.plane.view(
+                self._region.data[extent.offsets[0] :], self.capacity, _reservation(extent.plane, self.limit)
+            )
+            for extent in self._extents[layer]
+        )
 
     def released(self, layer: int) -> int:
         return self._released[layer]
 
     def added_bytes(self, capacity: int) -> int:
-        return sum(max(extent.stop_for(capacity), extent.start) - extent.stop for extent in self._all_extents())
+        return sum(
+            extent.plane.n_bands * (max(extent.stop_for(capacity), extent.start) - extent.stop)
+            for extent in self._all_extents()
+        )
 
     def peak_bytes(self, capacity: int) -> int:
         return max(self.added_bytes(capacity), 0)
@@ -93,67 +116,58 @@ class MmapStorage:
         if not self.capacity < capacity <= self.limit:
             raise ValueError(f"cannot grow from {self.capacity} to {capacity} rows of {self.limit}")
         n_bytes = self.added_bytes(capacity)
-        self._budget.charge(n_bytes)
+        self._budget.require(n_bytes)
+        self.generation += 1
         try:
             for extent in self._all_extents():
-                stop = max(extent.stop_for(capacity), extent.stop)
-                self._region.commit(extent.stop, stop)
-                extent.stop = stop
+                extent.commit(self._region, max(extent.stop_for(capacity), extent.stop))
+            self.capacity = capacity
         except BaseException as error:
             self._cut(self.capacity)
-            self._budget.release(n_bytes)
             if isinstance(error, MemoryError):
                 raise CacheFull("machine", asked=n_bytes, left=self._budget.left(), limit=None) from error
             raise
-        self.capacity = capacity
-        self.generation += 1
 
     def shrink(self, capacity: int, n_keep: int) -> None:
         if not n_keep <= capacity < self.capacity:
             raise ValueError(f"cannot shrink from {self.capacity} to {capacity} rows, {n_keep} of them in use")
-        n_bytes = self._cut(capacity)
-        self._budget.release(n_bytes)
         self.capacity = capacity
         self.generation += 1
+        try:
+            self._cut(capacity)
+        except BaseException:
+            self._cut(capacity)  # interrupted: a shrink never fails, so it is done to the end
+            raise
 
     def release_front(self, layer: int, n_rows: int) -> int:
         if n_rows <= self._released[layer]:
             return 0
-        self._released[layer] = n_rows
-        n_bytes = 0
+        before = self.committed_bytes
+        self._released[layer] = n_rows  # first, so that no row is taken for whole that is not
         for extent in self._extents[layer]:
-            start = extent.offset + n_rows * extent.plane.row_bytes // pages.PAGE * pages.PAGE
-            start = max(min(start, extent.stop), extent.start)
-            self._region.discard(extent.start, start, keep_accessible=True)
-            n_bytes += start - extent.start
-            extent.start = start
-        self._budget.release(n_bytes)
-        return n_bytes
+            start = n_rows * extent.plane.row_bytes // pages.PAGE * pages.PAGE
+            extent.cut_front(self._region, max(min(start, extent.stop), extent.start))
+        return before - self.committed_bytes
 
     def close(self) -> None:
-        self._budget.release(self.committed_bytes)
-        for extent in self._all_extents():
-            extent.start = extent.stop = extent.offset
         self.capacity = 0
         self.generation += 1
         self._region.close()
+        for extent in self._all_extents():
+            extent.start = extent.stop = 0
 
     def check(self) -> None:
         for extent in self._all_extents():
             end = extent.stop_for(self.capacity)
-            assert extent.offset <= extent.start <= extent.stop == max(end, extent.start), "pages differ from capacity"
+            assert 0 <= extent.start <= extent.stop == max(end, extent.start), "pages differ from capacity"
         assert 0 <= self.capacity <= self.limit
 
-    def _cut(self, capacity: int) -> int:
-        """Give back every page behind ``capacity`` rows; returns the bytes. Cannot fail."""
-        n_bytes = 0
+    def _cut(self, capacity: int) -> None:
+        """Give back every page behind ``capacity`` rows. Cannot fail."""
         for extent in self._all_extents():
             stop = max(extent.stop_for(capacity), extent.start)
             if stop < extent.stop:
-                self._region.discard(stop, extent.stop)
-                n_bytes += extent.stop - stop
-                extent.stop = stop
-        return n_bytes
+                extent.cut_end(self._region, stop)
 
     def _all_extents(self) -> list[_Extent]:
         return [extent for extents in self._extents for extent in extents]

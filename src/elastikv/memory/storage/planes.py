@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from elastikv.memory.storage import pages
+
 
 @dataclass(frozen=True, slots=True)
 class Plane:
@@ -59,6 +61,6 @@ def bytes_per_row(layers: Sequence[LayerPlanes]) -> int:
     return sum(plane.n_bands * plane.row_bytes for layer in layers for plane in layer)
 
 
-def rows_per_page(layers: Sequence[LayerPlanes], page_bytes: int) -> int:
-    """Rows that the narrowest step of all planes can hold: what ``exact`` rounds to."""
-    return max(1, min(page_bytes // plane.row_bytes for layer in layers for plane in layer))
+def rows_per_page(layers: Sequence[LayerPlanes]) -> int:
+    """Rows that fill a page of the widest plane: what ``exact`` rounds to."""
+    return max(1, min(pages.PAGE // plane.row_bytes for layer in layers for plane in layer))

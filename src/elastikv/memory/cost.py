@@ -1,0 +1,82 @@
+"""What a sequence commits, by its length: one model of it, for ``plan``, for admission and for the page.
+
+Exact, pages and windows included, so that it can be compared with what memory says of itself.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import torch
+
+from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
+from elastikv.memory.cell_types import cell_planes
+from elastikv.memory.growth import parse_growth
+from elastikv.memory.options import MemoryOptions
+from elastikv.memory.states import state_bytes
+from elastikv.memory.storage import bytes_per_row, rows_per_page, storage_type
+from elastikv.memory.storage.blocks import committed_size
+from elastikv.memory.stream import most_rows_kept, rows_behind
+
+
+class MemoryCost:
+    """bytes_per_cell: a token in all attention layers. state_bytes: the recurrent states of a sequence, whatever
+    its length (a call in progress holds them twice). Raises InvalidRequest for an unknown cell type."""
+
+    def __init__(self, layers: Sequence[LayerMemory], options: MemoryOptions) -> None:
+        self._options = options
+        self._device = torch.device(options.device)
+        attention = [layer for layer in layers if isinstance(layer, KVLayer)]
+        recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
+        self._windows = [layer.window for layer in attention]
+        self._planes = [cell_planes(layer, options.k_type, options.v_type) for layer in attention]
+        self.bytes_per_cell = bytes_per_row(self._planes)
+        self.state_bytes = committed_size(state_bytes(recurrent), self._device)
+        self.growth = options.growth or storage_type(options.storage, self._device).default_growth
+
+    def n_bytes(self, n_tokens: int, n_cells: int | None = None) -> int:
+        """Committed by a sequence of ``n_tokens`` in a stream of ``n_cells`` (None: as many)."""
+        n_cells = n_tokens if n_cells is None else n_cells
+        is_dynamic = self._options.dynamic
+        return self._sum([(n_cells, rows_behind(window, n_tokens) * is_dynamic) for window in self._windows])
+
+    def least_bytes(self, n_tokens: int) -> int:
+        """What memory commits at least to a sequence of ``n_tokens``: all of n_ctx where it is not dynamic."""
+        return self.n_bytes(n_tokens) if self._options.dynamic else self.static_bytes()
+
+    def static_bytes(self) -> int:
+        """What a sequence costs where all of n_ctx is committed at once, in every layer."""
+        return self._sum([(self._options.n_ctx, 0)] * len(self._windows))
+
+    def n_cells(self, n_tokens: int, n_batch: int) -> int:
+        """The capacity of a stream once ``n_tokens`` were appended to it, ``n_batch`` at a time."""
+        if not self._options.dynamic:
+            return self._options.n_ctx
+        return parse_growth(self.growth).capacity_after_fill(
+            n_tokens,
+            initial=self._options.initial,
+            n_ctx=self._options.n_ctx,
+            bytes_per_cell=max(self.bytes_per_cell, 1),
+            page_cells=rows_per_page(self._planes) if self._planes else 1,
+            n_batch=n_batch,
+        )
+
+    def most_tokens(self, n_bytes: int) -> int:
+        """How many tokens a sequence may have so that it has never committed more than ``n_bytes``."""
+        if not self._options.dynamic:
+            return self._options.n_ctx if self.static_bytes() <= n_bytes else 0
+        return max(bisect.bisect_right(range(self._options.n_ctx + 1), n_bytes, key=self._most_bytes) - 1, 0)
+
+    def _most_bytes(self, n_tokens: int) -> int:
+        """The most that a sequence has committed on its way to ``n_tokens``."""
+        return self._sum([(most_rows_kept(window, n_tokens), 0) for window in self._windows])
+
+    def _sum(self, rows: Sequence[tuple[int, int]]) -> int:
+        """Per attention layer: rows, and how many of them at the front were given back."""
+        cells = sum(
+            committed_size(n_rows * plane.row_bytes, self._device, n_behind * plane.row_bytes)
+            for planes, (n_rows, n_behind) in zip(self._planes, rows, strict=True)
+            for plane in planes
+        )
+        return cells + self.state_bytes
