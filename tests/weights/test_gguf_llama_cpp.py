@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from support.forward import decode, open_memory, random_ids
-from support.gguf_files import K_QUANTS, random_blocks, rewrite
 from support.llama_cpp import ask_llama_cpp
 from support.tiny_models import tiny_model
 from support.tiny_tokenizers import TEXTS, begin_with, byte_level_tokenizer, replace_tokenizer, sentencepiece_tokenizer
@@ -20,6 +19,7 @@ from elastikv.kernels import select_kernels
 from elastikv.models import load_model
 from elastikv.weights.gguf_export import export_gguf
 from elastikv.weights.gguf_file import GGUFFile
+from tools.gguf_files import K_QUANTS, random_blocks, rewrite
 
 pytest.importorskip("xllamacpp", reason="compares with llama.cpp, from the xllamacpp package: not installed")
 
