@@ -23,9 +23,9 @@ import httpx
 
 from bench.processes import module_command
 from bench.report import new_parser, write_json
-from bench.servers import Server, elastikv_serve, serving
 from bench.shapes import add_shape_arguments, write_gguf, write_model
 from elastikv.errors import format_bytes
+from tools.servers import Server, elastikv_serve, serving
 
 SIDES = ("elastikv", "llama-server")
 

@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from bench.report import new_parser, write_json
-from bench.servers import Server, elastikv_serve, serving
 from bench.shapes import add_shape_arguments, write_model
+from tools.servers import Server, elastikv_serve, serving
 
 WORDS = ["cache", "token", "grow", "shrink", "budget", "stream", "page", "cell", "memory", "session", "idle", "park"]
 MAX_BODY = 1 << 20

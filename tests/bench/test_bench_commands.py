@@ -18,7 +18,7 @@ ROOT = Path(bench.__file__).parents[1]
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "bench").glob("[!_]*.py")))
 def test_every_module_is_imported_without_help(name):
-    if name in ("server_peers", "servers", "soak"):
+    if name in ("server_peers", "soak"):
         pytest.importorskip("httpx")
     assert importlib.import_module(f"bench.{name}").__doc__
 

@@ -1,4 +1,4 @@
-"""Server processes that the benchmarks start, watch and end."""
+"""Server processes that benchmarks and tests start, watch and end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from typing import IO
 
 import httpx
-
-from bench.processes import resident_bytes
+import psutil
 
 
 class Server:
@@ -26,7 +25,7 @@ class Server:
         self._log = log
 
     def resident_bytes(self) -> int:
-        return resident_bytes(self._process.pid)
+        return int(psutil.Process(self._process.pid).memory_info().rss)
 
     def lines(self) -> list[str]:
         """Of stdout and stderr together, so far."""
