@@ -21,8 +21,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python bench/memory.py
-	$(BIN)/python bench/resize.py
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.resize
 
 clean:
 	rm -rf $(VENV)

@@ -1,8 +1,8 @@
 """How fast the cpu kernels move bytes and multiply, beside what the machine can do.
 
-    python bench/kernels.py                      # everything, a few minutes
-    python bench/kernels.py --only attention --cell-types f16,q8_0 --depths 4096,16384
-    python bench/kernels.py --json bench/results/kernels.json
+    python -m bench.kernels                      # everything, a few minutes
+    python -m bench.kernels --only attention --cell-types f16,q8_0 --depths 4096,16384
+    python -m bench.kernels --json bench/results/kernels.json
 
 Reading is measured in the same rounds as the kernels (they take turns), because a shared machine's
 bandwidth changes from second to second; medians and the ratio of medians are reported.
@@ -11,7 +11,6 @@ bandwidth changes from second to second; medians and the ratio of medians are re
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,18 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numba import prange
 
+from bench.bandwidth import PlainRead
+from bench.report import lengths, new_parser, write_json
 from elastikv.batch import Span, UBatch
 from elastikv.kernels.base import PackedTensor, Weight
 from elastikv.kernels.cpu import CpuKernels, decode_attention, set_threads
-from elastikv.kernels.cpu.jit import kernel
 from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
 from elastikv.weights import quants
-
-READ_BYTES = 1 << 28
 
 
 @dataclass
@@ -46,35 +43,20 @@ class Result:
     share: float | None
 
 
-@kernel
-def read_all(values: np.ndarray, sums: np.ndarray) -> None:
-    """The plain read: integers added up, by all threads."""
-    for part in prange(len(sums)):
-        size = len(values) // len(sums)
-        sums[part] = values[part * size : (part + 1) * size].sum()
-
-
 class Bench:
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
         self.kernels = CpuKernels()
         self.results: list[Result] = []
-        self._memory = np.ones(READ_BYTES // 8, dtype=np.int64)
-        self._sums = np.zeros(64, dtype=np.int64)
-
-    def read_rate(self) -> float:
-        """Bytes per second of one plain read."""
-        start = time.perf_counter()
-        read_all(self._memory, self._sums)
-        return READ_BYTES / (time.perf_counter() - start)
+        self.read = PlainRead()
 
     def measure(self, group: str, case: str, call: Callable[[], object], n_bytes: int = 0, flop: float = 0) -> None:
         """Median of the rounds; plain reads take turns with the calls, and leave the caches cold for them."""
         call()
-        self.read_rate()
+        self.read.rate()
         times, rates = [], []
         for _ in range(self.rounds):
-            rates.append(self.read_rate())
+            rates.append(self.read.rate())
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
@@ -189,7 +171,7 @@ def bench_glue(bench: Bench) -> None:
 def run(bench: Bench, args: argparse.Namespace) -> None:
     if args.only in (None, "attention"):
         for cell_type in args.cell_types.split(","):
-            for depth in (int(depth) for depth in args.depths.split(",")):
+            for depth in args.depths:
                 bench_attention(bench, 16, KVLayer(8, 128, 128), [depth], cell_type)
         bench_attention(bench, 16, KVLayer(8, 128, 128), [2048] * 8, "f16")
         bench_attention(bench, 32, KVLayer(8, 128, 128), [8192], "f16")
@@ -216,11 +198,11 @@ def format_line(result: Result) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = new_parser(__doc__)
     parser.add_argument("--only", choices=["attention", "prefill", "linear", "glue"])
     parser.add_argument("--cell-types", default="f16,bf16,q8_0,f32")
     parser.add_argument("--weight-types", default="q8_0,q4_0,bf16,f16,f32")
-    parser.add_argument("--depths", default="512,4096,16384,65536")
+    parser.add_argument("--depths", type=lengths, default=[512, 4096, 16384, 65536])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("-t", "--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write the results there, too")
@@ -228,13 +210,11 @@ def main() -> None:
     set_threads(args.threads)
     bench = Bench(args.rounds)
     print(f"{'group':10} {'case':44} {'us':>10} {'GB/s':>8} {'of read':>8} {'GFLOP/s':>8}")
-    read = statistics.median(bench.read_rate() for _ in range(10)) / 1e9
+    read = statistics.median(bench.read.rate() for _ in range(10)) / 1e9
     print(f"{'read':10} {f'{args.threads} threads':44} {'':>10} {read:8.1f}")
     run(bench, args)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        report = {"threads": args.threads, "read_gb_s": read, "results": [asdict(result) for result in bench.results]}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    results = [asdict(result) for result in bench.results]
+    write_json(args.json, {"threads": args.threads, "read_gb_s": read, "results": results})
 
 
 if __name__ == "__main__":

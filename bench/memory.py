@@ -1,7 +1,7 @@
 """Resident memory of real streams beside what the cache says it has committed.
 
-    python bench/memory.py                          # 100, 6,000 and 80,000 tokens; needs about 10 GiB
-    python bench/memory.py --plot docs/memory.png   # and a picture of memory over tokens
+    python -m bench.memory                          # 100, 6,000 and 80,000 tokens; needs about 10 GiB
+    python -m bench.memory --plot docs/memory.png   # and a picture of memory over tokens
 
 The streams have the geometry of Qwen3.5-27B (16 attention layers, 4 KV heads of 256, 16-bit: 64 KiB
 a cell) and every cell is written. Each configuration runs in a process of its own, one after the other.
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from bench.processes import peak_resident_bytes, resident_bytes, run_json
+from bench.report import lengths, new_parser, pyplot, save_figure, write_json
 from elastikv.batch import Batch, SeqTokens, UBatch
 from elastikv.errors import format_bytes
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
@@ -30,7 +30,7 @@ GIB = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Configuration:
     name: str
-    storage: str
+    storage: Literal["mmap", "copy"]
     growth: str
     dynamic: bool = True
 
@@ -54,15 +54,6 @@ class Sample:
     peak_committed: int
     peak_resident: int
     resize_seconds: float
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_resident_bytes() -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def measure(configuration: Configuration, token_counts: list[int], n_ctx: int) -> list[Sample]:
@@ -97,7 +88,7 @@ def _open(configuration: Configuration, n_ctx: int) -> KVCache:
         n_ctx=n_ctx,
         dynamic=configuration.dynamic,
         growth=configuration.growth,
-        storage=configuration.storage,  # type: ignore[arg-type]
+        storage=configuration.storage,
     )
     return KVCache(QWEN3_5_27B, options, Budget.parse("none"))
 
@@ -119,10 +110,7 @@ def _write_cells(cache: KVCache, ubatch: UBatch) -> None:
 
 def in_own_process(configuration: Configuration, token_counts: list[int], n_ctx: int) -> list[Sample]:
     task = json.dumps({"configuration": asdict(configuration), "token_counts": token_counts, "n_ctx": n_ctx})
-    done = subprocess.run(
-        [sys.executable, __file__, "--task", task], stdout=subprocess.PIPE, text=True, check=True, timeout=1800
-    )
-    return [Sample(**sample) for sample in json.loads(done.stdout)]
+    return [Sample(**sample) for sample in run_json("bench.memory", "--task", task)]
 
 
 def run_task(task: str) -> None:
@@ -144,20 +132,15 @@ def print_table(results: dict[str, list[Sample]]) -> None:
             )
 
 
-def plot(path: str, n_ctx: int) -> None:
+def plot(path: Path, n_ctx: int) -> None:
     """Measured resident memory while one stream fills up."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     token_counts = [*range(100, 2000, 100), *range(2000, 80_001, 500)]
     shown = [
         Configuration("static: all of -c at the start", "mmap", "step:256", dynamic=False),
         Configuration("copy, double:1GiB", "copy", "double:1GiB"),
         Configuration("mmap, step:256", "mmap", "step:256"),
     ]
-    figure, axes = pyplot.subplots(figsize=(9, 4.5), dpi=120)
+    figure, axes = pyplot().subplots(figsize=(9, 4.5), dpi=120)
     for configuration, colour in zip(shown, ("#b0413e", "#3a6ea5", "#2e8b57"), strict=True):
         samples = in_own_process(configuration, token_counts, n_ctx)
         tokens = [sample.tokens for sample in samples]
@@ -171,19 +154,16 @@ def plot(path: str, n_ctx: int) -> None:
     axes.set_ylim(0, None)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    print(f"wrote {path}")
+    save_figure(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--at", default="100,6000,80000", help="token counts, ascending")
+    parser = new_parser(__doc__)
+    parser.add_argument("--at", type=lengths, default=[100, 6000, 80000], help="token counts, ascending")
     parser.add_argument("-c", "--ctx-size", type=int, default=131_072)
     parser.add_argument("--kv-growth", default="double:1GiB")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers to a file")
-    parser.add_argument("--plot", metavar="FILE", help="draw memory over tokens instead")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw memory over tokens instead")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.task:
@@ -191,15 +171,9 @@ def main() -> None:
     elif args.plot:
         plot(args.plot, args.ctx_size)
     else:
-        token_counts = [int(part) for part in args.at.split(",")]
-        results = {
-            each.name: in_own_process(each, token_counts, args.ctx_size) for each in configurations(args.kv_growth)
-        }
+        results = {each.name: in_own_process(each, args.at, args.ctx_size) for each in configurations(args.kv_growth)}
         print_table(results)
-        if args.json:
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-            document = {name: [asdict(sample) for sample in samples] for name, samples in results.items()}
-            Path(args.json).write_text(json.dumps(document, indent=2) + "\n")
+        write_json(args.json, {name: [asdict(sample) for sample in samples] for name, samples in results.items()})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What smaller cells and packed weights cost in quality.
 
-    python bench/quality.py
-    python bench/quality.py -m ./Qwen3-0.6B --text some.txt
+    python -m bench.quality
+    python -m bench.quality -m ./Qwen3-0.6B --text some.txt
 
 Perplexity per token on held-out text (the demo model: files of Python's library that it was not trained on), and
 the error of the logits against 32-bit cells and weights, as relative rms. Most tokens go through prefill, the
@@ -11,13 +11,14 @@ last ones of each document one at a time, because decoding multiplies in other w
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bench.report import new_parser, write_json
 from elastikv import LLM
 
 CELLS = (("f32", "none"), ("f16", "none"), ("bf16", "none"), ("q8_0", "none"))
@@ -26,7 +27,7 @@ N_DECODED = 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("-m", "--model", help="default: the demo model")
     parser.add_argument("--text", type=Path, help="a file of text; default: the demo model's held-out documents")
     parser.add_argument("--documents", type=int, default=32)
@@ -40,7 +41,7 @@ def main() -> None:
     print(f"{len(documents)} documents, {sum(map(len, documents))} tokens")
     print(f"{'cells':8} {'weights':8} {'perplexity':>10} {'change':>8} {'logits: prefill':>16} {'decode':>8}")
     exact: list[torch.Tensor] = []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cells, weights in CELLS + WEIGHTS:
         with LLM(args.model, kv_dtype=cells, dtype="f32", quantize=weights, n_threads=args.threads) as llm:
             logits = [logits_of(llm, tokens) for tokens in documents]
@@ -61,17 +62,15 @@ def main() -> None:
             f"{row['prefill']:16.4%} {row['decode']:8.4%}",
             flush=True,
         )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(args.json, rows)
 
 
 def read_texts(args: argparse.Namespace) -> list[str]:
     if args.text:
         return [args.text.read_text(encoding="utf-8")]
     if args.model:
-        sys.exit("quality.py: give --text FILE; only the demo model has held-out documents of its own")
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-    from demo_corpus import read_corpus
+        sys.exit("give --text FILE; only the demo model has held-out documents of its own")
+    from tools.demo_corpus import read_corpus
 
     held_out = read_corpus().held_out
     return held_out[:: max(len(held_out) // (4 * args.documents), 1)]

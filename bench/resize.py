@@ -1,7 +1,7 @@
 """Does a resize show in a token? Decode-step times around resizes, for each storage.
 
-    python bench/resize.py                                  # the demo model
-    python bench/resize.py -m FOLDER --prompt 1000 --steps 100 --plot docs/resize.png
+    python -m bench.resize                                  # the demo model
+    python -m bench.resize -m FOLDER --prompt 1000 --steps 100 --plot docs/resize.png
 
 One sequence is decoded token by token; a step is one `Engine.decode`, resize included. The
 configurations take turns at every step; each round starts with an empty cache.
@@ -9,22 +9,21 @@ configurations take turns at every step; each round starts with an empty cache.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from bench.decoding import append, tokens
+from bench.report import new_parser, pyplot, save_figure, write_json
 from elastikv import LLM
-from elastikv.batch import Batch, SeqTokens
 
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "mmap step:256": {"kv_storage": "mmap", "kv_growth": "step:256"},
     "copy double:1GiB": {"kv_storage": "copy", "kv_growth": "double:1GiB"},
     "copy step:256": {"kv_storage": "copy", "kv_growth": "step:256"},
 }
-SEQ_ID = 0
 
 
 @dataclass(slots=True)
@@ -43,11 +42,9 @@ class Steps:
 
 def measure(engines: dict[str, LLM], n_prompt: int, n_steps: int) -> dict[str, Steps]:
     """The engines take turns at every step, so that whatever else the machine does strikes all of them."""
-    token_ids = [1 + i % 100 for i in range(n_prompt)]
     for llm in engines.values():
         llm.memory.clear()
-        for start in range(0, n_prompt, llm.n_batch):
-            llm.engine.decode(Batch([SeqTokens(SEQ_ID, token_ids[start : start + llm.n_batch])]))
+        append(llm, tokens(n_prompt))
     results = {name: Steps() for name in engines}
     for step in range(n_steps):
         for name, llm in engines.items():
@@ -57,9 +54,8 @@ def measure(engines: dict[str, LLM], n_prompt: int, n_steps: int) -> dict[str, S
 
 def _take_step(llm: LLM, step: int, steps: Steps) -> None:
     capacity = llm.memory.max_capacity
-    batch = Batch([SeqTokens(SEQ_ID, [1 + step % 100])])
     started = time.perf_counter()
-    llm.engine.decode(batch)
+    append(llm, [1 + step % 100])
     steps.milliseconds.append(1000 * (time.perf_counter() - started))
     if llm.memory.max_capacity != capacity:
         steps.resized_to[step] = llm.memory.max_capacity
@@ -81,14 +77,10 @@ def print_table(results: dict[str, list[Steps]]) -> None:
     print("costs: median step that resized, less the median step; share: of all decoding time spent in that")
 
 
-def plot(path: str, results: dict[str, list[Steps]], n_prompt: int, title: str) -> None:
+def plot(path: Path, results: dict[str, list[Steps]], n_prompt: int, title: str) -> None:
     """The first round of each configuration; circles mark the steps that resized."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, rows = pyplot.subplots(len(results), 1, figsize=(9, 2.2 * len(results)), dpi=120, sharex=True, sharey=True)
+    size = (9, 2.2 * len(results))
+    figure, rows = pyplot().subplots(len(results), 1, figsize=size, dpi=120, sharex=True, sharey=True)
     for axes, (name, rounds) in zip(rows, results.items(), strict=True):
         steps = rounds[0]
         positions = [n_prompt + step for step in range(len(steps.milliseconds))]
@@ -103,25 +95,22 @@ def plot(path: str, results: dict[str, list[Steps]], n_prompt: int, title: str) 
         axes.grid(alpha=0.3)
     rows[0].legend(frameon=False, loc="upper right")
     rows[-1].set_xlabel(f"tokens in the context ({title})")
-    figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    print(f"wrote {path}")
+    save_figure(figure, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("-m", "--model")
     parser.add_argument("-t", "--threads", type=int)
     parser.add_argument("--prompt", type=int, default=200, help="tokens before the measured steps")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", metavar="FILE", help="write every step's time to a file")
-    parser.add_argument("--plot", metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every step's time to a file")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
     args = parser.parse_args()
     n_ctx = max(args.prompt + args.steps, 4096)
     engines = {
-        name: LLM(args.model, n_ctx=n_ctx, n_threads=args.threads, **options)  # type: ignore[arg-type]
+        name: LLM(args.model, n_ctx=n_ctx, n_threads=args.threads, **options)
         for name, options in CONFIGURATIONS.items()
     }
     results: dict[str, list[Steps]] = {name: [] for name in engines}
@@ -130,10 +119,7 @@ def main() -> None:
         for name, steps in measure(engines, args.prompt, args.steps).items():
             results[name].append(steps)
     print_table(results)
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        document = {name: [asdict(steps) for steps in rounds] for name, rounds in results.items()}
-        Path(args.json).write_text(json.dumps(document) + "\n")
+    write_json(args.json, {name: [asdict(steps) for steps in rounds] for name, rounds in results.items()})
     if args.plot:
         plot(args.plot, results, args.prompt, Path(args.model).name if args.model else "demo model")
     for llm in engines.values():

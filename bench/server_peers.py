@@ -1,6 +1,6 @@
 """elastikv serve and llama-server side by side, on the same GGUF file.
 
-    python bench/server_peers.py --shape qwen3-0.6b --clients 1 4 16 --seconds 30 --json bench/results/server_peers.json
+    python -m bench.server_peers --shape qwen3-0.6b --clients 1 4 16 --seconds 30 --json bench/results/server_peers.json
 
 One server at a time. Each client asks again as soon as its stream has ended, with a new random prompt, so nothing is
 cached. Printed per number of clients: requests a second, generated tokens a second, time to first token, and resident
@@ -12,26 +12,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
 
+from bench.processes import module_command
+from bench.report import new_parser, write_json
+from bench.shapes import add_shape_arguments, write_gguf, write_model
 from elastikv.errors import format_bytes
-
-sys.path.append(str(Path(__file__).parent))
-from shapes import SHAPES, write_gguf, write_model
+from tools.servers import Server, elastikv_serve, serving
 
 SIDES = ("elastikv", "llama-server")
 
@@ -62,10 +56,9 @@ class Side:
 
 def command_of(name: str, model: Path, port: int, args: argparse.Namespace) -> list[str]:
     if name == "llama-server":
-        return [sys.executable, __file__, "--serve-llama", str(model), str(port), *sys.argv[1:]]
-    flags = {"-m": model, "--port": port, "-c": args.ctx, "--parallel": args.parallel, "-t": args.threads}
-    flags |= {"--max-queue": 256, "--kv-idle-release": 2, "--kv-idle-drop": 20}
-    return [sys.executable, "-m", "elastikv", "serve", *(str(part) for flag in flags.items() for part in flag)]
+        return module_command("bench.server_peers", "--serve-llama", model, port, *sys.argv[1:])
+    flags = {"-m": model, "-c": args.ctx, "--parallel": args.parallel, "-t": args.threads}
+    return elastikv_serve(port, flags | {"--max-queue": 256, "--kv-idle-release": 2, "--kv-idle-drop": 20})
 
 
 def serve_llama(model: str, port: int, args: argparse.Namespace) -> None:
@@ -85,34 +78,6 @@ def serve_llama(model: str, port: int, args: argparse.Namespace) -> None:
     server = xllamacpp.Server(params)
     signal.pause()
     del server
-
-
-@contextmanager
-def running(name: str, model: Path, args: argparse.Namespace) -> Iterator[tuple[str, psutil.Process]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command_of(name, model, port, args), stdout=log, stderr=log) as process,
-    ):
-        url = f"http://127.0.0.1:{port}"
-        try:
-            deadline = time.monotonic() + 300
-            while not _is_healthy(url):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise SystemExit(f"{name} did not start:\n{log.read()[-2000:].decode(errors='replace')}")
-                time.sleep(0.1)
-            yield url, psutil.Process(process.pid)
-        finally:
-            process.kill()
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 async def client(http: httpx.AsyncClient, load: Load, args: argparse.Namespace, seed: int, until: float) -> None:
@@ -136,17 +101,17 @@ async def client(http: httpx.AsyncClient, load: Load, args: argparse.Namespace, 
         load.n_tokens += args.gen
 
 
-async def watch(process: psutil.Process, load: Load) -> None:
+async def watch(server: Server, load: Load) -> None:
     while True:
-        load.peak_bytes = max(load.peak_bytes, process.memory_info().rss)
+        load.peak_bytes = max(load.peak_bytes, server.resident_bytes())
         await asyncio.sleep(0.1)
 
 
-async def apply_load(url: str, process: psutil.Process, n_clients: int, args: argparse.Namespace) -> Load:
+async def apply_load(server: Server, n_clients: int, args: argparse.Namespace) -> Load:
     load = Load(n_clients)
     limits = httpx.Limits(max_connections=n_clients)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
-        watcher = asyncio.create_task(watch(process, load))
+    async with httpx.AsyncClient(base_url=server.url, timeout=600, limits=limits) as http:
+        watcher = asyncio.create_task(watch(server, load))
         started = time.perf_counter()
         seeds = range(n_clients * 1000, n_clients * 1000 + n_clients)
         await asyncio.gather(*(client(http, load, args, seed, started + args.seconds) for seed in seeds))
@@ -157,17 +122,17 @@ async def apply_load(url: str, process: psutil.Process, n_clients: int, args: ar
 
 def measure(name: str, model: Path, args: argparse.Namespace) -> Side:
     side = Side(name)
-    with running(name, model, args) as (url, process):
+    with serving(lambda port: command_of(name, model, port, args)) as server:
         time.sleep(2)
-        side.idle_bytes = process.memory_info().rss
+        side.idle_bytes = server.resident_bytes()
         # Compilation and first touches are not what is compared.
         body = {"prompt": list(range(10, 10 + args.prompt)), "max_tokens": 8, "ignore_eos": True}
-        httpx.post(f"{url}/v1/completions", json=body, timeout=600).raise_for_status()
+        httpx.post(f"{server.url}/v1/completions", json=body, timeout=600).raise_for_status()
         for n_clients in args.clients:
-            side.loads.append(asyncio.run(apply_load(url, process, n_clients, args)))
+            side.loads.append(asyncio.run(apply_load(server, n_clients, args)))
             print(f"  {name}: {n_clients} clients done", file=sys.stderr, flush=True)
         time.sleep(args.settle)
-        side.settled_bytes = process.memory_info().rss
+        side.settled_bytes = server.resident_bytes()
     return side
 
 
@@ -192,9 +157,8 @@ def print_table(sides: list[Side]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "elastikv-bench")
+    parser = new_parser(__doc__)
+    add_shape_arguments(parser, "small")
     parser.add_argument("--type", default="q8_0", help="of the weights in the GGUF file")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16])
@@ -218,10 +182,7 @@ def main() -> None:
     model = write_gguf(write_model(args.shape, args.models), args.type)
     sides = [measure(name, model, args) for name in args.sides]
     print_table(sides)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments = {name: str(value) for name, value in vars(args).items()}
-        args.json.write_text(json.dumps({"arguments": arguments, "sides": [asdict(s) for s in sides]}, indent=1) + "\n")
+    write_json(args.json, {"arguments": vars(args), "sides": [asdict(side) for side in sides]})
 
 
 if __name__ == "__main__":

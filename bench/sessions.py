@@ -1,7 +1,7 @@
 """Many sessions of long-tailed lengths on one budget: elastic, static, and the bytes really used.
 
-    python bench/sessions.py                              # some minutes on two idle cores
-    python bench/sessions.py --sessions 200 --rate 12 --json bench/results/sessions.json
+    python -m bench.sessions                              # some minutes on two idle cores
+    python -m bench.sessions --sessions 200 --rate 12 --json bench/results/sessions.json
 
 The trace: session i arrives after an exponential gap (Poisson arrivals, --rate a second) and has a prompt of
 lognormal length (--median tokens, --sigma, cut at what -c leaves) and a reply of lognormal length (--reply median,
@@ -18,25 +18,23 @@ has to be there, and to be the reply of the run that had enough.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bench.report import new_parser, write_json
+from bench.shapes import add_shape_arguments, write_model
 from elastikv import LLM, SamplingParams, SchedulerOptions
 from elastikv.engine.requests import Request
 from elastikv.errors import format_bytes
 from elastikv.memory.growth import parse_size
-
-sys.path.insert(0, str(Path(__file__).parent))
-from shapes import SHAPES, write_model
 
 MAX_REPLY = 512
 MANY = 512
@@ -155,14 +153,14 @@ def play(
     trace: Sequence[Arrival],
     mode: str,
     kv_bytes: int | None,
-    **options: object,
+    n_slots: int = MANY,
+    **options: Any,
 ) -> Outcome:
     """One run in a fresh LLM; ``kv_bytes`` beside the compute buffers, None for no bound."""
-    n_slots = int(options.pop("n_slots", MANY))  # type: ignore[call-overload]
     scheduling = SchedulerOptions(n_parallel=n_slots, max_queue=len(trace), prefix_reuse=False)
     with LLM(
         model, n_ctx=args.ctx, kernels=args.kernels, n_batch=2048, kv_budget="none", scheduler=scheduling, **options
-    ) as llm:  # type: ignore[arg-type]
+    ) as llm:
         llm.generate([trace[0].prompt[:300]], SamplingParams(temperature=0, max_tokens=4))
         llm.events.counts.clear()
         limit = llm.stats().compute_bytes + (kv_bytes or 0)
@@ -212,10 +210,9 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser = new_parser(__doc__)
+    add_shape_arguments(parser, "small")
     parser.add_argument("--model", type=Path, help="a model of your own instead of random weights in --shape")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "elastikv-bench")
     parser.add_argument("-c", "--ctx", type=int, default=8192)
     parser.add_argument("--budget", default="128MiB", help="bytes of KV memory for elastic, exact and static")
     parser.add_argument("--sessions", type=int, default=60)
@@ -259,11 +256,8 @@ def main() -> None:
     n_alone = check_alone(args, model, trace, outcomes[-1].replies)
     print(f"\na third of the bytes: {outcomes[-1].n_failed} of {len(trace)} failed, {n_different} replies differ from")
     print(f"the unbounded run, {n_alone} of {args.alone} from the same request alone")
-    if args.json:
-        results = [{**asdict(outcome), "replies": None} for outcome in outcomes]
-        arguments = {name: str(value) for name, value in vars(args).items()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"arguments": arguments, "runs": results}, indent=1) + "\n")
+    runs = [{**asdict(outcome), "replies": None} for outcome in outcomes]
+    write_json(args.json, {"arguments": vars(args), "runs": runs})
 
 
 if __name__ == "__main__":

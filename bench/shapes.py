@@ -1,14 +1,24 @@
 """Random weights in the shapes of real models, as a Hugging Face folder and, beside it, as GGUF files.
 
-python bench/shapes.py qwen3-0.6b /tmp/models --gguf q8_0 f16
+python -m bench.shapes qwen3-0.6b /tmp/models --gguf q8_0 f16
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-QWEN3_0_6B = {
+from bench.report import new_parser
+
+if TYPE_CHECKING:
+    import numpy as np
+
+QWEN3_0_6B: dict[str, Any] = {
     "model_type": "qwen3",
     "hidden_size": 1024,
     "intermediate_size": 3072,
@@ -23,7 +33,7 @@ QWEN3_0_6B = {
     "tie_word_embeddings": True,
 }
 
-QWEN3_5_0_8B = {
+QWEN3_5_0_8B: dict[str, Any] = {
     "model_type": "qwen3_5_text",
     "hidden_size": 1024,
     "intermediate_size": 3584,
@@ -43,10 +53,43 @@ QWEN3_5_0_8B = {
     "tie_word_embeddings": True,
 }
 
-SMALL = {**QWEN3_0_6B, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "vocab_size": 4096,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}  # fmt: skip
+SMALL: dict[str, Any] = {
+    **QWEN3_0_6B,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 8,
+    "vocab_size": 4096,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
 
 SHAPES = {"qwen3-0.6b": QWEN3_0_6B, "qwen3.5-0.8b": QWEN3_5_0_8B, "small": SMALL}
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Types of the weights in a folder and in a GGUF file; ``reads_folder``: elastikv takes the folder."""
+
+    dtype: str
+    gguf_type: str
+    reads_folder: bool = False
+
+
+PRECISIONS = {
+    "f32": Precision("float32", "f32", reads_folder=True),
+    "bf16": Precision("bfloat16", "f16", reads_folder=True),
+    "q8_0": Precision("bfloat16", "q8_0"),
+    "q4_0": Precision("bfloat16", "q4_0"),
+    "q4_k_m": Precision("bfloat16", "q4_k_m"),
+}
+
+
+def add_shape_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--shape`` and ``--models``, where random models are kept."""
+    models = Path(tempfile.gettempdir()) / "elastikv-models"
+    parser.add_argument("--shape", choices=SHAPES, default=default)
+    parser.add_argument("--models", type=Path, default=models, help="where random models are kept")
 
 
 def write_model(shape: str, root: Path, dtype: str = "bfloat16") -> Path:
@@ -79,49 +122,37 @@ def write_gguf(folder: Path, file_type: str) -> Path:
 
 
 def _write_q4_k_m(source: Path, path: Path) -> None:
-    """A GGUF file's matrices as random blocks, of the types that llama.cpp's Q4_K_M has."""
-    import numpy as np
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    """Random blocks in place of a GGUF file's matrices, of the types that llama.cpp's Q4_K_M has."""
+    from tools.gguf_files import random_blocks, rewrite
 
-    reader, random = GGUFReader(source), np.random.default_rng(0)
-    writer = GGUFWriter(path, reader.fields["general.architecture"].contents())
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            is_array = field.types[0] == GGUFValueType.ARRAY
-            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1] if is_array else None)
-    for tensor in reader.tensors:
-        if tensor.data.ndim == 1:
-            writer.add_tensor(tensor.name, np.array(tensor.data))
-            continue
-        name = tensor.name
+    def packed(name: str, data: np.ndarray) -> tuple[np.ndarray, str] | None:
+        if data.ndim != 2 or data.shape[1] % 256:
+            return None
         layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
         finer = name.startswith(("token_embd", "output")) or (("attn_v" in name or "ffn_down" in name) and layer % 2)
-        kind = GGMLQuantizationType.Q6_K if finer else GGMLQuantizationType.Q4_K
-        n_values, n_bytes = GGML_QUANT_SIZES[kind]
-        n_out, n_in = tensor.data.shape
-        blocks = random.integers(0, 256, (n_out * n_in // n_values, n_bytes), dtype=np.uint8)
-        scale = np.frombuffer(np.float16(2e-5).tobytes(), np.uint8)  # weights of about 0.02
-        for place in (208,) if finer else (0, 2):
-            blocks[:, place : place + 2] = scale
-        writer.add_tensor(name, blocks.reshape(n_out, -1), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        kind = "q6_k" if finer else "q4_k"
+        n_out, n_in = data.shape
+        return random_blocks(kind, n_out, n_in, seed=zlib.crc32(name.encode())), kind
+
+    rewrite(source, path, tensor=packed)
 
 
 def _write_tokenizer(folder: Path) -> None:
     """The demo model's tokenizer serves: ids beyond its vocabulary are never met by name."""
-    import shutil
-
     from elastikv import demo
 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo.path() / name, folder / name)
 
 
+def weight_bytes(model: Path) -> int:
+    """Of a GGUF file or of a folder."""
+    files = [model] if model.is_file() else list(model.glob("*.safetensors"))
+    return sum(path.stat().st_size for path in files)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("root", type=Path)
     parser.add_argument("--dtype", default="bfloat16")

@@ -1,6 +1,6 @@
 """Minutes of clients that connect, stream, vanish, and send garbage and oversized bodies.
 
-    python bench/soak.py --minutes 10 --json bench/results/soak.json
+    python -m bench.soak --minutes 10 --json bench/results/soak.json
 
 Six kinds of clients run against one real server process at once. Printed at the end: how many requests of which
 kind were answered how, resident memory over time (no growth after the first minutes), whether /health always
@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests" / "server")]
-from serve_process import ServeProcess, serving
-from shapes import SHAPES, write_model
+from bench.report import new_parser, write_json
+from bench.shapes import add_shape_arguments, write_model
+from tools.servers import Server, elastikv_serve, serving
 
 WORDS = ["cache", "token", "grow", "shrink", "budget", "stream", "page", "cell", "memory", "session", "idle", "park"]
 MAX_BODY = 1 << 20
@@ -156,7 +156,7 @@ async def repeat(client: Callable[[Soak], Awaitable[str]], soak: Soak, until: fl
         await asyncio.sleep(soak.rng.random() * 0.2)
 
 
-async def watch(soak: Soak, server: ServeProcess, until: float) -> None:
+async def watch(soak: Soak, server: Server, until: float) -> None:
     """Health every second, resident memory with it."""
     started = time.monotonic()
     while time.monotonic() < until:
@@ -169,7 +169,7 @@ async def watch(soak: Soak, server: ServeProcess, until: float) -> None:
         await asyncio.sleep(1)
 
 
-async def run(args: argparse.Namespace, server: ServeProcess) -> Soak:
+async def run(args: argparse.Namespace, server: Server) -> Soak:
     limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
         soak = Soak(server.url, http, random.Random(args.seed))
@@ -194,14 +194,14 @@ async def settle(soak: Soak) -> None:
         soak.problems.append(f"the memory is not sound: {check['problem']}")
 
 
-def report(args: argparse.Namespace, soak: Soak, server: ServeProcess) -> dict[str, object]:
+def report(args: argparse.Namespace, soak: Soak, server: Server) -> dict[str, object]:
     mib = [(t, n / 2**20) for t, n in soak.resident]
     early = [n for t, n in mib if t < args.minutes * 60 * 0.3]
     late = [n for t, n in mib if t >= args.minutes * 60 * 0.7]
     growth = statistics.median(late) - max(early)
     if growth > args.tolerance:
         soak.problems.append(f"resident memory grew by {growth:.1f} MiB")
-    soak.problems += [f"the server wrote: {line}" for line in server.lines if "Traceback" in line or "Error" in line]
+    soak.problems += [f"the server wrote: {line}" for line in server.lines() if "Traceback" in line or "Error" in line]
     for (client, outcome), n in sorted(soak.outcomes.items()):
         print(f"{client:>10} {outcome:>14} {n:>6}")
     slow = sorted(soak.health_seconds)
@@ -223,11 +223,10 @@ def report(args: argparse.Namespace, soak: Soak, server: ServeProcess) -> dict[s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--shape", choices=SHAPES, default="small")
+    add_shape_arguments(parser, "small")
     parser.add_argument("--model", type=Path, help="a model of your own instead of random weights in --shape")
-    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "elastikv-bench")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--tolerance", type=float, default=16.0, help="MiB of growth that are no leak")
@@ -236,28 +235,15 @@ def main() -> int:
     args = parser.parse_args()
     model = args.model or write_model(args.shape, args.models)
     with tempfile.TemporaryDirectory() as park:
-        flags = [
-            "-c",
-            "4096",
-            "--parallel",
-            "6",
-            "--kv-budget",
-            "96MiB",
-            "--kv-park",
-            park,
-            "--max-body",
-            str(MAX_BODY),
-        ]
-        flags += ["--kv-idle-release", "2", "--kv-idle-drop", "10", "--max-queue", "8"]
-        flags += ["-t", str(args.threads), "--kernels", args.kernels]
-        with serving(model, *flags) as server:
+        flags = {"-m": model, "-c": 4096, "-t": args.threads, "--kernels": args.kernels, "--parallel": 6}
+        flags |= {"--max-queue": 8, "--max-body": MAX_BODY, "--kv-budget": "96MiB", "--kv-park": park}
+        flags |= {"--kv-idle-release": 2, "--kv-idle-drop": 10}
+        with serving(lambda port: elastikv_serve(port, flags)) as server:
             soak = asyncio.run(run(args, server))
             result = report(args, soak, server)
             status = server.end()
     print(f"exit status of the server: {status}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.json, result)
     return 1 if soak.problems or status else 0
 
 

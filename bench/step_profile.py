@@ -1,6 +1,6 @@
 """Where the milliseconds of a decode step go, beside the time that reading weights and cells must take.
 
-    python bench/step_profile.py -m model.gguf --depths 32,4096
+    python -m bench.step_profile -m model.gguf --depths 32,4096
 
 A step as users have it is timed first, most of its layers one compiled call each. Then every kernel is called and
 timed on its own; "rest" is Python and torch between the calls, most of which the first way saves. The floor is the
@@ -9,27 +9,21 @@ bytes of all weights and of the cells, at the machine's plain read rate, measure
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from bench.bandwidth import PlainRead
+from bench.decoding import append, tokens
+from bench.report import lengths, new_parser
+from bench.shapes import weight_bytes
 from elastikv import LLM
-from elastikv.batch import Batch, SeqTokens
 from elastikv.kernels.cpu.backend import CpuKernels
 from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
 from elastikv.kernels.cpu.linear import LinearKernel
-
-sys.path.insert(0, str(Path(__file__).parent))
-from kernels import READ_BYTES, read_all
-from peers import tokens
-from resident import weight_files
 
 KERNELS = (
     "attention", "rope_store", "rms_norm", "add_rms_norm", "silu_mul", "gated_rms_norm", "sigmoid_mul", "causal_conv",
@@ -41,7 +35,7 @@ class Clock:
     """Seconds spent in each kind of call; asleep until ``running``."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self.running = False
 
@@ -72,52 +66,44 @@ def install(clock: Clock) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("-m", "--model", type=Path, required=True)
-    parser.add_argument("--depths", default="32,4096")
+    parser.add_argument("--depths", type=lengths, default=[32, 4096])
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("-t", "--threads", type=int, default=2)
     args = parser.parse_args()
-    depths = sorted(int(text) for text in args.depths.split(","))
+    depths = sorted(args.depths)
     clock = Clock()
     install(clock)
-    memory, sums = np.ones(READ_BYTES // 8, dtype=np.int64), np.zeros(64, dtype=np.int64)
+    read = PlainRead()
     with LLM(args.model, n_ctx=depths[-1] + 4 * args.steps, n_threads=args.threads, kv_budget="none") as llm:
-        weights = sum(path.stat().st_size for path in weight_files(args.model))
         for depth in depths:
             llm.memory.clear()
-            for start in range(0, depth, llm.n_batch):
-                llm.engine.decode(Batch([SeqTokens(0, tokens(depth, 1)[start : start + llm.n_batch])]))
-            profile(llm, clock, args.steps, depth, weights, lambda: read_all(memory, sums))
+            append(llm, tokens(depth))
+            profile(llm, clock, args.steps, depth, weight_bytes(args.model), read)
 
 
-def profile(llm: LLM, clock: Clock, n_steps: int, depth: int, weights: int, read: Callable[[], object]) -> None:
+def profile(llm: LLM, clock: Clock, n_steps: int, depth: int, weights: int, read: PlainRead) -> None:
     def step() -> float:
         started = time.perf_counter()
-        llm.engine.decode(Batch([SeqTokens(0, [11])]))
+        append(llm, [11])
         return time.perf_counter() - started
 
     for _ in range(4):
         step()
-    plain, rates = [], []
-    for _ in range(n_steps):
-        plain.append(step())
-    for _ in range(5):
-        started = time.perf_counter()
-        read()
-        rates.append(READ_BYTES / (time.perf_counter() - started))
+    plain = [step() for _ in range(n_steps)]
+    rate = statistics.median(read.rate() for _ in range(5))
     clock.running = True
     step()  # what only compiled layers have called so far is compiled now
     clock.seconds.clear()
     clock.calls.clear()
     total = sum(step() for _ in range(n_steps))
     clock.running = False
-    rate = statistics.median(rates)
     cells = llm.memory.stats().committed_bytes
     floor = (weights + cells) / rate
     step_ms = statistics.median(plain) * 1e3
     print(f"\ndepth {depth}: {step_ms:.1f} ms a step (median of {n_steps}); kernel by kernel, by mean:")
-    for label, seconds in clock.seconds.most_common():
+    for label, seconds in sorted(clock.seconds.items(), key=lambda item: -item[1]):
         print(f"  {label:28} {seconds / n_steps * 1e3:8.2f} ms  {clock.calls[label] / n_steps:5.0f} calls")
     print(f"  {'rest':28} {(total - sum(clock.seconds.values())) / n_steps * 1e3:8.2f} ms")
     print(

@@ -1,6 +1,6 @@
 """Caches of transformers' ``generate`` side by side: decode speed and peak memory by length of the context.
 
-    python bench/transformers_cache.py --rounds 2 --out bench/results/transformers_cache.json
+    python -m bench.transformers_cache --rounds 2 --json bench/results/transformers_cache.json
 
 A random model with the shape of Qwen3-0.6B. Every measurement is a process of its own, so that peak resident memory is
 one cache's alone; the caches take turns. The context is not computed: random keys and values are put into the
@@ -12,26 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.processes import peak_resident_bytes, reset_peak, resident_bytes, run_json
+from bench.report import lengths, new_parser, write_json
+from bench.shapes import QWEN3_0_6B
+
 CACHES = ("dynamic", "static", "elastic-mmap", "elastic-copy")
 FILL_CHUNK = 2048
 N_WARMUP = 2
-SHAPE: dict[str, Any] = {
-    "vocab_size": 151936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-    "tie_word_embeddings": True,
-}
+SHAPE = {name: value for name, value in QWEN3_0_6B.items() if name != "model_type"}
 
 
 def main() -> None:
@@ -39,25 +32,22 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, args.context, args)))
         return
-    contexts = [int(text) for text in args.contexts.split(",")]
-    runs = [run(cache, context, args) for _ in range(args.rounds) for context in contexts for cache in CACHES]
-    table = summarise(runs, contexts)
+    runs = [run(cache, context, args) for _ in range(args.rounds) for context in args.contexts for cache in CACHES]
+    table = summarise(runs, args.contexts)
     print_table(table, args)
-    if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.out).write_text(json.dumps({"arguments": vars(args), "shape": SHAPE, "runs": runs}, indent=1) + "\n")
+    write_json(args.json, {"arguments": vars(args), "shape": SHAPE, "runs": runs})
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--contexts", default="1024,4096,16384,32768", help="lengths of the context, with commas")
+    parser = new_parser(__doc__)
+    parser.add_argument("--contexts", type=lengths, default=[1024, 4096, 16384, 32768], help="with commas")
     parser.add_argument("--tokens", type=int, default=24, help="tokens to decode (default 24)")
     parser.add_argument("--rounds", type=int, default=2, help="how often every cache has its turn (default 2)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--n-ctx", type=int, default=32768 + 256, help="limit of ElasticCache, size of StaticCache")
     parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer, for a quick look")
-    parser.add_argument("--out", help="write all runs to this JSON file")
+    parser.add_argument("--json", type=Path, help="write all runs to this file")
     parser.add_argument("--measure", choices=CACHES, help=argparse.SUPPRESS)
     parser.add_argument("--context", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -65,14 +55,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def run(cache: str, context: int, args: argparse.Namespace) -> dict[str, Any]:
     """One measurement in a process of its own."""
-    options = ["tokens", "threads", "dtype", "n_ctx", "layers"]
-    command = [sys.executable, __file__, "--measure", cache, "--context", str(context)]
-    for option in options:
-        command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{cache} at {context} failed:\n{done.stderr}")
-    result = json.loads(done.stdout.splitlines()[-1])
+    flags = {"--measure": cache, "--context": context, "--tokens": args.tokens, "--threads": args.threads}
+    flags |= {"--dtype": args.dtype, "--n-ctx": args.n_ctx, "--layers": args.layers}
+    result: dict[str, Any] = run_json("bench.transformers_cache", *(part for flag in flags.items() for part in flag))
     print(
         f"{cache:>13} {context:>6}: {1 / result['seconds_per_token']:6.2f} tok/s, "
         f"peak {result['peak_bytes'] / 2**30:.2f} GiB, of it cache {result['cache_bytes'] / 2**30:.2f} GiB",
@@ -92,7 +77,8 @@ def measure(name: str, context: int, args: argparse.Namespace) -> dict[str, Any]
     config = Qwen3Config(**{**SHAPE, "num_hidden_layers": args.layers}, eos_token_id=None, pad_token_id=0)
     dtype = getattr(torch, args.dtype)
     model = Qwen3ForCausalLM._from_config(config, dtype=dtype).eval()
-    before = reset_peak()
+    reset_peak()
+    before = resident_bytes()
     cache = make_cache(name, config, args.n_ctx)
     fill(cache, config, context, dtype)
     watch = Stopwatch()
@@ -101,7 +87,7 @@ def measure(name: str, context: int, args: argparse.Namespace) -> dict[str, Any]
         input_ids, past_key_values=cache, max_new_tokens=args.tokens, do_sample=False, streamer=watch
     )
     steps = watch.seconds[N_WARMUP:]
-    peak = read_status("VmHWM")
+    peak = peak_resident_bytes()
     return {
         "cache": name,
         "context": context,
@@ -152,18 +138,6 @@ class Stopwatch:
         self._last = now
 
     def end(self) -> None: ...
-
-
-def read_status(field: str) -> int:
-    """Bytes, from the process's own status (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def reset_peak() -> int:
-    """Forget the peak so far; returns what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return read_status("VmRSS")
 
 
 def summarise(runs: list[dict[str, Any]], contexts: list[int]) -> dict[int, dict[str, tuple[float, int, int]]]:

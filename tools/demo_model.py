@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 
 import torch
-from demo_corpus import END_OF_TEXT, TURN_END
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+from tools.demo_corpus import END_OF_TEXT, TURN_END
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

@@ -1,7 +1,7 @@
 """The picture of the page in the README: a real server, the demo model, two conversations.
 
     elastikv serve -c 32768 --kv-budget 512MiB --kv-idle-release 4 --kv-idle-drop 15 &
-    python tools/page_picture.py http://127.0.0.1:8080 docs/page.png
+    python -m tools.page_picture http://127.0.0.1:8080 docs/page.png
 
 Needs the `playwright` package and a Chromium of the system.
 """
@@ -56,8 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), headless=True, args=FLAGS)
-        scheme = "dark" if args.dark else "light"
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 1440, "height": 900})
+        page = browser.new_page(color_scheme="dark" if args.dark else "light", viewport={"width": 1440, "height": 900})
         page.goto(args.url)
         talk(page)
         page.screenshot(path=args.out)

@@ -1,6 +1,6 @@
 """Train the model that ships with elastikv, on the sources of Python's own standard library.
 
-    nice -n 10 python tools/train_demo.py --minutes 40 --threads 2 --bf16 --out src/elastikv/demo
+    nice -n 10 python -m tools.train_demo --minutes 40 --threads 2 --bf16 --out src/elastikv/demo
 
 A hybrid of the Qwen3.5 text shape: eight layers, every fourth attends, the others are gated delta nets. The
 schedule follows the clock: the learning rate warms up, stays, and falls to zero when ``--minutes`` are over, and
@@ -23,11 +23,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from demo_corpus import END_OF_TEXT, pieces, read_corpus, train_tokenizer
-from demo_model import new_model, sample, save
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import Qwen3_5ForCausalLM
+
+from tools.demo_corpus import END_OF_TEXT, pieces, read_corpus, train_tokenizer
+from tools.demo_model import new_model, sample, save
 
 say = partial(print, flush=True)  # so that a log file can be followed
 

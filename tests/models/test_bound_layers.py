@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from support.forward import decode, open_memory, random_ids
-from support.gguf_files import random_blocks, rewrite
 from support.tiny_models import ARCHITECTURES, N_VOCAB, tiny_model
 
 from elastikv.kernels.cpu import CpuKernels
 from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
 from elastikv.models import load_model
 from elastikv.weights.gguf_export import export_gguf
+from tools.gguf_files import random_blocks, rewrite
 
 
 class OneByOne(CpuKernels):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from support.forward import decode, open_memory, random_ids
-from support.gguf_files import K_QUANTS, random_blocks, rewrite
 from support.tiny_models import ARCHITECTURES, tiny_model
 
 from elastikv.errors import CorruptFile, UnsupportedModel
@@ -23,6 +22,7 @@ from elastikv.weights.gguf_file import GGUFFile
 from elastikv.weights.gguf_layout import places
 from elastikv.weights.hf import HFFolder
 from elastikv.weights.loader import WeightLoader
+from tools.gguf_files import K_QUANTS, random_blocks, rewrite
 
 PROMPT = random_ids(70, 300)
 # A head of v as wide as a block, so that reordered columns stay packed.

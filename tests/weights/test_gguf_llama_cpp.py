@@ -11,7 +11,6 @@ import pytest
 import torch
 from support.forward import decode, open_memory, random_ids
 from support.fuzzed_texts import fuzzed_texts
-from support.gguf_files import K_QUANTS, random_blocks, rewrite
 from support.llama_cpp import ask_llama_cpp
 from support.tiny_models import tiny_model
 from support.tiny_tokenizers import TEXTS, begin_with, replace_tokenizer, sentencepiece_tokenizer, uncut_tokenizer
@@ -21,6 +20,7 @@ from elastikv.models import load_model
 from elastikv.weights.gguf_export import export_gguf
 from elastikv.weights.gguf_file import GGUFFile
 from elastikv.weights.gguf_tokenizer import NORMALISED, SPLITS
+from tools.gguf_files import K_QUANTS, random_blocks, rewrite
 
 pytest.importorskip("xllamacpp", reason="compares with llama.cpp, from the xllamacpp package: not installed")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import TokenType
-from support.gguf_files import rewrite
 from support.tiny_models import CHAT_TEMPLATE, tiny_model
 from support.tiny_tokenizers import TEXTS, begin_with, byte_level_tokenizer, replace_tokenizer, sentencepiece_tokenizer
 from tokenizers import pre_tokenizers
@@ -17,6 +16,7 @@ from elastikv.weights.gguf_export import export_gguf
 from elastikv.weights.gguf_file import GGUFFile
 from elastikv.weights.gguf_tokenizer import _TEKKEN_OWN, SPLITS
 from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+from tools.gguf_files import rewrite
 
 
 def _read(folder: Path, tmp_path: Path) -> tuple[Tokenizer, Tokenizer]:

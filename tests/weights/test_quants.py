@@ -7,10 +7,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf import quants as gguf_quants
-from support.gguf_files import K_QUANTS, random_blocks
 
 from elastikv.errors import InvalidRequest, UnsupportedModel
 from elastikv.weights import quants
+from tools.gguf_files import K_QUANTS, random_blocks
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""GGUF files that the exporter does not write: other packed types, edited metadata, random blocks of K-quants."""
+"""Copies of GGUF files with other metadata or other tensors, and random blocks of the types that nothing here packs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def rewrite(
     without: Collection[str] = (),
     tensor: Callable[[str, np.ndarray], tuple[np.ndarray, str] | None] = lambda name, data: None,
 ) -> Path:
-    """Copy an f32 GGUF; ``metadata`` replaces values by key, ``without`` drops keys, ``tensor`` the bytes and type."""
+    """Copy a GGUF; ``metadata`` replaces values by key, ``without`` drops keys, ``tensor`` the bytes and type."""
     reader = GGUFReader(source)
     changed = dict(metadata or {})
     architecture = changed.pop("general.architecture", reader.fields["general.architecture"].contents())
@@ -54,7 +54,7 @@ def rewrite(
     for entry in reader.tensors:
         replaced = tensor(entry.name, entry.data)
         if replaced is None:
-            writer.add_tensor(entry.name, np.array(entry.data))
+            writer.add_tensor(entry.name, np.array(entry.data), raw_dtype=entry.tensor_type)
         else:
             writer.add_tensor(entry.name, replaced[0], raw_dtype=GGMLQuantizationType[replaced[1].upper()])
     writer.write_header_to_file()
