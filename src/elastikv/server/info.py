@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import torch
 from fastapi import APIRouter, Depends
 
-from elastikv.engine.params import SamplingParams
 from elastikv.errors import format_bytes
 from elastikv.server.description import errors
 from elastikv.server.errors import APIError
