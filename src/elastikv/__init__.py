@@ -22,9 +22,9 @@ from elastikv.errors import (
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
     from elastikv.engine.llm import LLM
+    from elastikv.engine.options import SchedulerOptions
     from elastikv.engine.outputs import Delta, GenerationOutput, Timings, TokenLogprobs, TopLogprob
     from elastikv.engine.params import SamplingParams
-    from elastikv.engine.policy import SchedulerOptions
     from elastikv.engine.stats import EngineStats, SessionInfo
     from elastikv.integrations.transformers_cache import ElasticCache
     from elastikv.memory.base import MemoryStats, SequenceStats
@@ -67,7 +67,7 @@ _MODULES = {
     "TokenLogprobs": "elastikv.engine.outputs",
     "TopLogprob": "elastikv.engine.outputs",
     "SamplingParams": "elastikv.engine.params",
-    "SchedulerOptions": "elastikv.engine.policy",
+    "SchedulerOptions": "elastikv.engine.options",
     "EngineStats": "elastikv.engine.stats",
     "ElasticCache": "elastikv.integrations.transformers_cache",
     "SessionInfo": "elastikv.engine.stats",

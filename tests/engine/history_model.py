@@ -17,7 +17,7 @@ from support.tiny_models import N_VOCAB, tiny_tokenizer
 from elastikv.batch import UBatch
 from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
-from elastikv.engine.policy import SchedulerOptions
+from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.engine.workspace import Workspace

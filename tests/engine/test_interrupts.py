@@ -86,7 +86,7 @@ def test_a_step(tmp_path: Path, is_hybrid: bool, storage: str, step: int) -> Non
             output = request.output(0.0)
             assert output.token_ids == expected_tokens(request.token_ids[: request.n_prompt], len(output.token_ids))
             assert output.finish_reason or request.error
-        assert {session.state for session in rig.scheduler._sessions} <= {"idle", "parked"}
-        known = {session.seq_id for session in rig.scheduler._sessions}
+        assert {session.state for session in rig.scheduler.store} <= {"idle", "parked"}
+        known = {session.seq_id for session in rig.scheduler.store}
         assert set(rig.memory.seq_ids()) <= known, "cells of no session"
         rig.close()

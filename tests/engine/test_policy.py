@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elastikv.engine.policy import SchedulerOptions, plan_step
+from elastikv.engine.options import SchedulerOptions
+from elastikv.engine.policy import plan_step
 from elastikv.errors import InvalidRequest
 
 

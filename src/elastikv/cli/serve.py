@@ -16,7 +16,7 @@ from elastikv.memory.growth import parse_size
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
     from elastikv.engine.llm import LLM
-    from elastikv.engine.policy import SchedulerOptions
+    from elastikv.engine.options import SchedulerOptions
     from elastikv.server import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _names(flag: str | None) -> tuple[str, ...]:
 
 def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:
     """Raises InvalidRequest."""
-    from elastikv.engine.policy import SchedulerOptions
+    from elastikv.engine.options import SchedulerOptions
 
     _make_folder("--kv-park", args.kv_park)
     return SchedulerOptions(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request
-from elastikv.engine.room import Room
+from elastikv.engine.sessions import SessionStore
 from elastikv.errors import CacheFull, InvalidRequest, PromptTooLong
 from elastikv.memory import Budget, MemoryCost
 
@@ -14,12 +14,12 @@ from elastikv.memory import Budget, MemoryCost
 class Admission:
     """Compares what a request needs at least with what the model, n_ctx and the budget allow."""
 
-    def __init__(self, n_vocab: int, n_ctx: int, cost: MemoryCost, budget: Budget, room: Room) -> None:
+    def __init__(self, n_vocab: int, n_ctx: int, cost: MemoryCost, budget: Budget, sessions: SessionStore) -> None:
         self._n_vocab = n_vocab
         self._n_ctx = n_ctx
         self._cost = cost
         self._budget = budget
-        self._room = room
+        self._sessions = sessions
 
     def check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raise what makes a request impossible: InvalidRequest, PromptTooLong, CacheFull."""
@@ -46,4 +46,4 @@ class Admission:
             self._cost.least_bytes(n) - (self._cost.least_bytes(n_held) if n_held else 0) for n, n_held in running
         )
         n_bytes = self._cost.least_bytes(len(request.token_ids))
-        return n_bytes + promised <= self._budget.left() + self._room.idle_bytes()
+        return n_bytes + promised <= self._budget.left() + self._sessions.idle_bytes()

@@ -161,15 +161,15 @@ class AsyncLLM:
 
     async def save_session(self, session_id: int, path: str | Path) -> int:
         """Write a session to a file; returns its tokens. Raises InvalidRequest, OSError."""
-        return await self._call(lambda: self.llm.scheduler.archive.save(session_id, path))
+        return await self._call(lambda: self.llm.scheduler.store.save(session_id, path))
 
     async def restore_session(self, path: str | Path) -> int:
         """A new idle session from a file; returns its id. Raises SnapshotError, CacheFull, OSError."""
-        return await self._call(lambda: self.llm.scheduler.archive.restore(path))
+        return await self._call(lambda: self.llm.scheduler.store.load(path))
 
     async def erase_session(self, session_id: int) -> None:
         """Forget an idle or parked session. Raises InvalidRequest."""
-        await self._call(lambda: self.llm.scheduler.archive.erase(session_id))
+        await self._call(lambda: self.llm.scheduler.store.erase(session_id))
 
     # The worker thread
 

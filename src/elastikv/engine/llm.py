@@ -13,9 +13,9 @@ import torch
 from elastikv.batch import Batch, SeqTokens
 from elastikv.engine.events import EventLog
 from elastikv.engine.loading import ModelOptions, cell_types, load, storage_kind
+from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
-from elastikv.engine.policy import SchedulerOptions
 from elastikv.engine.requests import Request, raise_if_failed
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID

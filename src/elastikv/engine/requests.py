@@ -10,7 +10,7 @@ import numpy as np
 from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.sampling import Sampler, top_logprobs
-from elastikv.engine.sessions import Session
+from elastikv.engine.sessions.session import Session
 from elastikv.engine.text import TextStream
 from elastikv.errors import ElastikvError, GenerationCut
 from elastikv.weights.tokenizer import Tokenizer
@@ -20,8 +20,7 @@ class Request:
     """A generation in the scheduler.
 
     ``token_ids`` is prompt and generated tokens, and only ever gets longer; whatever a preemption or
-    an interruption loses can be computed again from it. News is appended to ``deltas``. ``is_running`` says
-    that ``session`` is its own and holds its cells.
+    an interruption loses can be computed again from it. News is appended to ``deltas``.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class Request:
         self.token_ids = list(prompt_ids)
         self.n_prompt = len(prompt_ids)
         self.cached_tokens = 0
-        self.is_running = False
         self.checkpoint_at: int | None = None
         self.submitted = now
         self.deltas: deque[Delta] = deque()
@@ -59,7 +57,13 @@ class Request:
         return len(self.token_ids) - self.n_prompt
 
     @property
+    def is_running(self) -> bool:
+        """Whether its session holds its cells; before, and after a preemption, it waits."""
+        return self.session.state == "running"
+
+    @property
     def finished(self) -> bool:
+        """Whether it has ended, well or not."""
         return self.finish_reason is not None or self.error is not None
 
     def start(self, now: float, n_cached: int) -> None:

@@ -5,26 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from elastikv.batch import Batch
 from elastikv.engine.admission import Admission
-from elastikv.engine.archive import Archive
 from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
+from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.params import SamplingParams
-from elastikv.engine.parking import Parking
-from elastikv.engine.placing import Placing
-from elastikv.engine.policy import Chunk, SchedulerOptions, plan_step
+from elastikv.engine.policy import Chunk, plan_step
 from elastikv.engine.requests import Request
-from elastikv.engine.room import NONE_LEFT, Room
-from elastikv.engine.sessions import SessionTable
+from elastikv.engine.sessions.store import NONE_LEFT, SessionStore
 from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
 from elastikv.errors import CacheFull, ElastikvError, EngineClosed, QueueFull
-from elastikv.memory import Budget, MemoryCost, RecurrentLayer
+from elastikv.memory import Budget, MemoryCost
 from elastikv.weights.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -70,19 +66,9 @@ class Scheduler:
         self._tokens_prompt = self._tokens_cached = self._tokens_generated = 0
         self._seconds_per_request = 1.0
 
-        info, memory, sessions = engine.model.info, engine.memory, SessionTable()
-        parking = None
-        if options.park_dir is not None:
-            folder, n_max = Path(options.park_dir), options.max_parked
-            parking = Parking(folder, memory, sessions, info.fingerprint, n_max=n_max, now=clock())
-        self._sessions = sessions
-        self._room = Room(memory, sessions, parking, events)
-        self._admission = Admission(info.n_vocab, memory.n_ctx, cost, budget, self._room)
-        cuts_anywhere = not any(isinstance(layer, RecurrentLayer) for layer in engine.model.memory_layers)
-        self._placing = Placing(
-            memory, sessions, parking, self._room, events, reuses=options.prefix_reuse, cuts_anywhere=cuts_anywhere
-        )
-        self.archive = Archive(memory, sessions, self._room, events, info.fingerprint, clock)
+        info = engine.model.info
+        self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
+        self._admission = Admission(info.n_vocab, self._memory.n_ctx, cost, budget, self.store)
 
     # What callers do
 
@@ -108,7 +94,7 @@ class Scheduler:
     def new_request(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
         """A request that is not queued yet, so that whoever is interrupted can ``abort`` it. Raises as ``check``."""
         self.check(token_ids, params)
-        session, now = self._sessions.new(), self._clock()
+        session, now = self.store.new(), self._clock()
         request = Request(self._n_requests, token_ids, params, self._tokenizer, self._eos_token_ids, session, now)
         self._n_requests += 1
         return request
@@ -155,7 +141,7 @@ class Scheduler:
     def make_room_for(self, work: Callable[[], T]) -> T:
         """Do ``work``; as long as it is refused, let idle sessions go and try again. Raises the last CacheFull."""
         with self._operation():
-            return self._room.make_room_for(work)
+            return self.store.make_room_for(work)
 
     def memory_changed(self) -> None:
         """The caller has given back memory or raised the budget: preempted requests may try again."""
@@ -163,17 +149,17 @@ class Scheduler:
 
     def seconds_until_due(self) -> float | None:
         """When ``step`` has something to do for idle sessions, if no request comes; None: never."""
-        return self._room.seconds_until_due(self.options, self._clock())
+        return self.store.seconds_until_due()
 
     def tend(self) -> None:
         """Take back what idle sessions have held for too long; ``step`` does it too."""
-        self._room.tend(self.options, self._clock())
+        self.store.tend()
 
     def clear(self) -> None:
         """End all requests and forget all sessions in memory."""
         self._abort_all()
-        for session in self._sessions.idle():
-            self._room.drop(session)
+        for session in self.store.idle():
+            self.store.drop(session)
 
     def refuse_waiting(self) -> None:
         """End the requests that wait and have no text yet (EngineClosed). A preempted one has, and may go on."""
@@ -192,8 +178,8 @@ class Scheduler:
 
     def release_idle(self) -> None:
         """The memory of idle sessions is given back; they are parked if there is a place."""
-        for session in self._sessions.idle():
-            self._room.release(session)
+        for session in self.store.idle():
+            self.store.park(session)
 
     def _abort_all(self) -> None:
         for request in list(self._requests):
@@ -228,7 +214,7 @@ class Scheduler:
         while waiting := self._waiting:
             if len(self._running) >= self.options.n_parallel or not self._may_start(waiting[0]):
                 return
-            n_cached = self._placing.place(waiting[0])
+            n_cached = self.store.acquire(waiting[0])
             waiting[0].start(self._clock(), n_cached)
             self._tokens_cached += n_cached
 
@@ -237,13 +223,13 @@ class Scheduler:
         running = self._running
         if not running:
             return True
-        if self._is_admission_held or self._placing.awaits_prompt(request, running):
+        if self._is_admission_held or self.store.awaits_prompt(request, running):
             return False
         return self._admission.fits_now(request, [(len(other.token_ids), self._n_held(other)) for other in running])
 
     def _decode(self) -> tuple[list[Chunk], np.ndarray | None]:
         """What could be computed, and float32 logits ``[n, n_vocab]`` of the chunks that complete their request."""
-        concessions = self._room.concessions()
+        concessions = self.store.concessions()
         while chunks := self._plan():
             try:
                 return chunks, self._engine.decode(Batch(chunk.entry for chunk in chunks)).numpy()
@@ -256,7 +242,7 @@ class Scheduler:
     def _plan(self) -> list[Chunk]:
         for request in self._running:
             if self._n_held(request) == len(request.token_ids):  # interrupted before its token was chosen
-                self._placing.rewind(request)
+                self.store.rewind(request)
         return plan_step(self._running, self._n_held, n_batch=self._n_batch, n_ubatch=self._n_ubatch)
 
     def _give_way(self, refusal: CacheFull) -> None:
@@ -270,11 +256,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         """Its cells go; its tokens are computed again, or restored, once another request has ended."""
-        session = request.session
-        session.token_ids, session.last_used = request.token_ids[: self._n_held(request)], self._clock()
-        request.session, request.is_running, session.state = self._sessions.new(), False, "idle"
-        self.events.add("preempt", session.id, n_cells=len(session.token_ids))
-        self._room.release(session)
+        self.store.preempt(request)
         self._is_admission_held = True
 
     def _keep_checkpoints(self, chunks: Sequence[Chunk]) -> None:
@@ -303,31 +285,20 @@ class Scheduler:
 
     def _retire(self, request: Request) -> None:
         """Its session becomes idle: the cells stay until their memory is wanted. Interrupted, it is done again."""
-        session = request.session
-        if request.is_running:
-            session.token_ids, session.last_used = request.token_ids[: self._n_held(request)], self._clock()
-            stays = self.options.prefix_reuse and bool(session.token_ids)
-            if stays:
-                self._memory.checkpoint(session.seq_id)
-            n_generated = session.n_generated + request.n_generated
-            session.n_generated, session.state, request.is_running = n_generated, "idle", False
-            if not stays:
-                self._room.drop(session)
-        elif session.state == "waiting":  # it may have been interrupted while it was placed
-            self._room.drop(session)
+        self.store.release(request)
         self._is_admission_held = False
         self._requests.remove(request)
 
     def _n_held(self, request: Request) -> int:
         """How many of its tokens have cells."""
-        return self._memory.seq_pos_max(request.session.seq_id) + 1
+        return self.store.n_held(request.session)
 
     # What it says about itself
 
     def sessions(self) -> list[SessionInfo]:
         """Sessions in memory and on disk, and requests that wait."""
         waiting = [request.session for request in self._waiting]
-        return session_infos([*self._sessions, *waiting], self._memory.stats())
+        return session_infos([*self.store, *waiting], self._memory.stats())
 
     def stats(self) -> EngineStats:
         counts = self.events.counts
@@ -335,8 +306,8 @@ class Scheduler:
             memory=self._memory.stats(),
             n_running=len(self._running),
             n_waiting=len(self._waiting),
-            n_idle=len(self._sessions.idle()),
-            n_parked=len(self._sessions.parked()),
+            n_idle=len(self.store.idle()),
+            n_parked=len(self.store.parked()),
             n_refusals=counts["refusal"],
             n_preemptions=counts["preempt"],
             n_releases=counts["release"],

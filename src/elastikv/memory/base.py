@@ -143,6 +143,15 @@ class Memory(Protocol):
         """Largest position held, -1 if the sequence is empty."""
         ...
 
+    def n_tokens(self, seq_id: int) -> int:
+        """Tokens of the sequence that need not be computed again: those before its end; 0 if it is empty."""
+        ...
+
+    @property
+    def cuts_anywhere(self) -> bool:
+        """Whether ``seq_rm(seq_id, p0)`` works for any ``p0`` that is held; if not, where a checkpoint was made."""
+        ...
+
     def seq_ids(self) -> Sequence[int]:
         """Sequences that hold anything, ascending."""
         ...

@@ -104,6 +104,15 @@ class HybridMemory:
     def seq_pos_max(self, seq_id: int) -> int:
         return self.attention.seq_pos_max(seq_id)
 
+    def n_tokens(self, seq_id: int) -> int:
+        """Tokens before the sequence's end; both halves hold as many."""
+        return self.attention.n_tokens(seq_id)
+
+    @property
+    def cuts_anywhere(self) -> bool:
+        """Whether both halves can be cut at any token."""
+        return self.attention.cuts_anywhere and self.recurrent.cuts_anywhere
+
     def seq_ids(self) -> list[int]:
         return self.attention.seq_ids()
 

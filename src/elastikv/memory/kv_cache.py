@@ -253,6 +253,15 @@ class KVCache:
         cells = self._streams.cells(seq_id)
         return cells.end - 1 if cells.used else -1
 
+    def n_tokens(self, seq_id: int) -> int:
+        """Tokens before the sequence's end, also those whose cells a window has let go; 0 if it is empty."""
+        return self.seq_pos_max(seq_id) + 1
+
+    @property
+    def cuts_anywhere(self) -> bool:
+        """True: a stream ends after any of its cells (a window's layers aside, whose cells may have gone)."""
+        return True
+
     def seq_ids(self) -> list[int]:
         return [seq_id for seq_id in self._streams.ids() if self.n_cells(seq_id)]
 

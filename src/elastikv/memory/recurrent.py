@@ -229,6 +229,15 @@ class RecurrentMemory:
     def seq_pos_max(self, seq_id: int) -> int:
         return self._end(seq_id) - 1
 
+    def n_tokens(self, seq_id: int) -> int:
+        """Tokens that the sequence's state has seen; 0 if it is empty."""
+        return self.seq_pos_max(seq_id) + 1
+
+    @property
+    def cuts_anywhere(self) -> bool:
+        """False: a state cannot be taken apart, so a sequence is cut where a checkpoint was made."""
+        return False
+
     def seq_ids(self) -> list[int]:
         return sorted(seq_id for seq_id in self._held() if self._end(seq_id))
 

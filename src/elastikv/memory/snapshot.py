@@ -56,7 +56,7 @@ def save_sequence(
     None for all.
     """
     cache, states = _halves(memory)
-    n_tokens = memory.seq_pos_max(seq_id) + 1
+    n_tokens = memory.n_tokens(seq_id)
     if not n_tokens:
         raise InvalidRequest(f"sequence {seq_id} is empty; there is nothing to save")
     stream = cache.stream(seq_id) if cache else None

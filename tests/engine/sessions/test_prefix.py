@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastikv.engine.params import SamplingParams
-from elastikv.engine.prefix import common_prefix
+from elastikv.engine.sessions.prefix import common_prefix
 
 HYBRID = pytest.mark.parametrize("is_hybrid", [False, True])
 SYSTEM = list(range(100, 160))

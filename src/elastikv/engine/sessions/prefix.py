@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from elastikv.engine.sessions import Session, SessionTable
+from elastikv.engine.sessions.session import Session
 from elastikv.memory.base import Memory
 
 # Below this many tokens a copy is not worth the memory that it holds twice.
@@ -39,29 +39,26 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def best_reuse(
-    token_ids: Sequence[int], sessions: SessionTable, memory: Memory, *, cuts_anywhere: bool
-) -> Reuse | None:
+def best_reuse(token_ids: Sequence[int], sessions: Iterable[Session], memory: Memory) -> Reuse | None:
     """The longest reusable prefix; None if there is none. At least one token is left to compute.
 
-    Cells in memory win over a file, and continuing over copying, where they hold as much.
-    ``cuts_anywhere``: whether a sequence can be cut at every position; a file keeps no checkpoints.
+    Cells in memory win over a file, and continuing over copying, where they hold as much. A file keeps no checkpoints.
     """
-    reuses = (_reuse_of(session, token_ids, memory, cuts_anywhere) for session in sessions)
+    reuses = (_reuse_of(session, token_ids, memory) for session in sessions)
     found = [reuse for reuse in reuses if reuse]
     preference = {"restore": 0, "copy": 1, "continue": 2}
     return max(found, key=lambda reuse: (reuse.n_tokens, preference[reuse.how]), default=None)
 
 
-def _reuse_of(session: Session, token_ids: Sequence[int], memory: Memory, cuts_anywhere: bool) -> Reuse | None:
+def _reuse_of(session: Session, token_ids: Sequence[int], memory: Memory) -> Reuse | None:
     n_common = min(common_prefix(session.token_ids, token_ids), len(token_ids) - 1)
     # Its last prompt again, perhaps with the reply to it rewritten, is the same conversation going on. One that
     # parts earlier is another conversation, and leaves this one its cells. (n_prompt - 1: one token is computed anew.)
     same = n_common >= min(session.n_prompt - 1, len(session.token_ids))
     if session.state == "parked":
-        usable = cuts_anywhere or n_common >= len(session.token_ids) - 1  # the last token has no cell yet
+        usable = memory.cuts_anywhere or n_common >= len(session.token_ids) - 1  # the last token has no cell yet
         return Reuse(session, n_common, "restore") if same and n_common and usable else None
-    n_held = min(n_common, memory.seq_pos_max(session.seq_id) + 1)
+    n_held = min(n_common, memory.n_tokens(session.seq_id))
     n_tokens = memory.truncation_points(session.seq_id, n_held) if n_held else 0
     if session.state == "idle" and same and n_tokens:
         return Reuse(session, n_tokens, "continue")

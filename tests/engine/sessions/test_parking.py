@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from history_model import BYTES_PER_CELL, expected_tokens
 
-from elastikv.engine import parking as parking_module
 from elastikv.engine.params import SamplingParams
+from elastikv.engine.sessions import files as files_module
 from elastikv.errors import InvalidRequest, SnapshotError
 from elastikv.memory.snapshot import read_header
 
@@ -196,7 +196,7 @@ def test_sessions_on_disk_are_their_owners_alone(rig, tmp_path: Path) -> None:
     try:
         r = rig(park_dir=tmp_path / "new" / "park", max_idle=0)
         run(r, prompt(0, 60))
-        r.scheduler.archive.save(0, tmp_path / "saved")
+        r.scheduler.store.save(0, tmp_path / "saved")
         r.scheduler.tend()
     finally:
         os.umask(before)
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_drops_the_session_with_one_line(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(parking_module, "save_sequence", full)
+    monkeypatch.setattr(files_module, "save_sequence", full)
     r = rig(budget=112 * BYTES_PER_CELL + 500, park_dir=tmp_path)
     run(r, prompt(0, 60))
     with caplog.at_level(logging.WARNING):
@@ -246,10 +246,10 @@ def test_a_session_that_idles_too_long_is_parked(rig, tmp_path: Path) -> None:
 def test_a_saved_session_comes_back_as_a_new_one(rig, is_hybrid: bool, tmp_path: Path) -> None:
     r = rig(is_hybrid=is_hybrid)
     request = run(r, prompt(0, 60))
-    assert r.scheduler.archive.save(0, tmp_path / "session") == 64
-    r.scheduler.archive.erase(0)
+    assert r.scheduler.store.save(0, tmp_path / "session") == 64
+    r.scheduler.store.erase(0)
     assert r.memory.seq_ids() == []
-    restored = r.scheduler.archive.restore(tmp_path / "session")
+    restored = r.scheduler.store.load(tmp_path / "session")
     assert [(session.id, session.used_cells) for session in r.scheduler.sessions()] == [(restored, 64)]
     assert run(r, [*request.token_ids, 1]).cached_tokens == 64
     assert (tmp_path / "session").exists()
@@ -258,18 +258,18 @@ def test_a_saved_session_comes_back_as_a_new_one(rig, is_hybrid: bool, tmp_path:
 def test_restoring_makes_idle_sessions_give_way(rig, tmp_path: Path) -> None:
     r = rig(budget=112 * BYTES_PER_CELL + 500)
     run(r, prompt(0, 60))
-    r.scheduler.archive.save(0, tmp_path / "session")
+    r.scheduler.store.save(0, tmp_path / "session")
     run(r, prompt(1, 80))
-    restored = r.scheduler.archive.restore(tmp_path / "session")
+    restored = r.scheduler.store.load(tmp_path / "session")
     assert [session.id for session in r.scheduler.sessions()] == [restored]
 
 
 def test_a_session_of_another_model_is_refused(rig, tmp_path: Path) -> None:
     r, other = rig(), rig(fingerprint="another")
     run(r, prompt(0, 60))
-    r.scheduler.archive.save(0, tmp_path / "session")
+    r.scheduler.store.save(0, tmp_path / "session")
     with pytest.raises(SnapshotError):
-        other.scheduler.archive.restore(tmp_path / "session")
+        other.scheduler.store.load(tmp_path / "session")
     assert other.scheduler.sessions() == []
 
 
@@ -278,9 +278,9 @@ def test_a_running_session_cannot_be_erased_and_an_unknown_one_not_found(rig) ->
     request = r.scheduler.submit(prompt(0, 20), greedy(20))
     r.scheduler.step()
     with pytest.raises(InvalidRequest, match="running"):
-        r.scheduler.archive.erase(request.session.id)
+        r.scheduler.store.erase(request.session.id)
     with pytest.raises(InvalidRequest, match="no session 99"):
-        r.scheduler.archive.erase(99)
+        r.scheduler.store.erase(99)
 
 
 _PARK_FOR_EVER = """
@@ -302,7 +302,7 @@ for seed in range(10_000):
 
 def test_a_writer_that_is_killed_leaves_nothing_broken(rig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Killed at some moment of writing one session after the other; what is found afterwards is whole."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
     writer = subprocess.Popen(
         [sys.executable, "-c", _PARK_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment

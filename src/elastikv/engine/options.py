@@ -1,0 +1,39 @@
+"""What the scheduler may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from elastikv.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerOptions:
+    """
+    n_parallel: sequences that run at once; more requests wait.
+    max_queue: requests that may wait; more are refused (QueueFull).
+    idle_release_seconds: an idle session gives back spare capacity after this time (None: never).
+    idle_drop_seconds: an idle session is parked, or dropped, after this time (None: never).
+    park_dir: a folder for the cells of sessions that have to leave memory (None: they are dropped).
+    prefix_reuse: requests may start from cells that earlier ones computed.
+    max_idle: idle sessions that are kept in memory, and max_parked: on disk; beyond, the oldest goes.
+    """
+
+    n_parallel: int = 4
+    max_queue: int = 4096
+    idle_release_seconds: float | None = None
+    idle_drop_seconds: float | None = None
+    park_dir: str | Path | None = None
+    prefix_reuse: bool = True
+    max_idle: int = 16
+    max_parked: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_parallel", 1), ("max_queue", 1), ("max_idle", 0), ("max_parked", 1)):
+            if getattr(self, name) < least:
+                raise InvalidRequest(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("idle_release_seconds", "idle_drop_seconds"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds >= 0:
+                raise InvalidRequest(f"{name} must be at least 0, got {seconds}; leave it out for never")
