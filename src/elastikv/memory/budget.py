@@ -108,7 +108,7 @@ class Budget:
         return sum(holder.committed_bytes for ref in list(self._holders[account]) if (holder := ref()) is not None)
 
     def _refusal(self, n_bytes: int) -> CacheFull:
-        """Never a local of the frame that raises it: it would keep that frame, and the memory in it, from being freed."""
+        """Not to be kept in the frame that raises it, or frame and refusal keep each other from being freed."""
         if self._limit is not None and self.committed_bytes + n_bytes > self._limit:
             left = max(self._limit - self.committed_bytes, 0)
             return CacheFull("kv-budget", asked=n_bytes, left=left, limit=self._limit)
