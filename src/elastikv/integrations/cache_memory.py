@@ -19,7 +19,7 @@ from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.layer_cells import LayerCells
 from elastikv.memory.base import MemoryStats, SequenceStats
 from elastikv.memory.budget import Budget
-from elastikv.memory.growth import parse_growth
+from elastikv.memory.growth import offers, parse_growth
 from elastikv.memory.storage import StorageKind
 
 _log = logging.getLogger(__name__)
@@ -173,9 +173,7 @@ class CacheMemory:
 
     def set_capacities(self, changes: Sequence[CapacityChange]) -> None:
         """All of them change, or (CacheFull) none does. Growths come first, for a shrink cannot fail."""
-        refusal = self._refusal(changes)
-        if refusal:
-            raise refusal
+        self.budget.require(self._peak_bytes(changes))
         started = time.perf_counter()
         done: list[CapacityChange] = []
         try:
@@ -191,13 +189,25 @@ class CacheMemory:
         self.resize_seconds += time.perf_counter() - started
 
     def _grow(self, needs: Sequence[tuple[CellsOwner, LayerCells, int]]) -> None:
-        """By the policy; by what is needed where the budget has no room for more."""
-        wanted = [(cells, self._policy_capacity(owner, cells, n_rows), owner.n_used) for owner, cells, n_rows in needs]
-        if self._refusal(wanted):
-            wanted = [(cells, n_rows, owner.n_used) for owner, cells, n_rows in needs]
-        self.set_capacities(wanted)
-        cells, capacity, _ = wanted[0]
-        _log.debug("%d layers grew, the first to %d cells of %d bytes", len(wanted), capacity, cells.bytes_per_row)
+        """By the policy; by less, down to what is needed, where the budget has no room for more."""
+        keeps = [(cells, owner.n_used) for owner, cells, _ in needs]
+
+        def changes(capacities: Sequence[int]) -> list[CapacityChange]:
+            return [(cells, capacity, kept) for (cells, kept), capacity in zip(keeps, capacities, strict=True)]
+
+        def n_spare() -> int:
+            n_bytes = self.budget.left() - self._peak_bytes(changes(least))
+            return max(n_bytes, 0) // sum(cells.bytes_per_row for cells, _ in keeps)
+
+        least = [n_rows for _, _, n_rows in needs]
+        wanted = [self._policy_capacity(*need) for need in needs]
+        for capacities in offers(least, wanted, n_spare):
+            if capacities == least or self._peak_bytes(changes(capacities)) <= self.budget.left():
+                break
+        self.set_capacities(changes(capacities))
+        _log.debug(
+            "%d layers grew, the first to %d cells of %d bytes", len(needs), capacities[0], keeps[0][0].bytes_per_row
+        )
 
     def _policy_capacity(self, owner: CellsOwner, cells: LayerCells, n_rows: int) -> int:
         return self._growth.capacity_for(
@@ -210,10 +220,11 @@ class CacheMemory:
             page_cells=cells.storage.page_rows,
         )
 
-    def _refusal(self, changes: Sequence[CapacityChange]) -> CacheFull | None:
+    def _peak_bytes(self, changes: Sequence[CapacityChange]) -> int:
+        """Most bytes on top of what is committed while the growths run one after the other."""
         added = peak = 0
         for cells, capacity, _ in changes:
             if capacity > cells.capacity:
                 peak = max(peak, added + cells.storage.peak_bytes(capacity))
                 added += cells.storage.added_bytes(capacity)
-        return self.budget.refusal(peak)
+        return peak
