@@ -11,7 +11,7 @@ DEFAULT_BODY_LIMIT = 16 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """``timeout`` (seconds) bounds the reading of a body, one blocked write, and the drain at shutdown.
+    """``timeout`` (seconds) bounds the wait for a head or a body, one blocked write, and the drain at shutdown.
 
     ``allowed_hosts``: further names of the server, ``*.example.com`` for all below one, ``*`` for any.
     ``cors_origins``: origins, such as ``https://example.com``, whose pages may use it.
