@@ -46,6 +46,8 @@ class Result:
 
 def run(args: argparse.Namespace) -> int:
     prompts, gens, depths = (_lengths(name, getattr(args, name)) for name in ("n_prompt", "n_gen", "depth"))
+    if not any([*prompts, *gens]):
+        raise InvalidRequest("there is nothing to measure: give -p or -n some tokens")
     if args.repetitions < 1:
         raise InvalidRequest(f"-r must be at least 1, got {args.repetitions}")
     with llm_from_args(args) as llm:

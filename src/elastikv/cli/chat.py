@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from elastikv.cli.options import add_model_arguments, add_sampling_arguments, llm_from_args, sampling_from_args
-from elastikv.cli.report import ResizeLog, gauge
+from elastikv.cli.report import ResizeLog, gauge, resizes
 from elastikv.errors import ElastikvError, GenerationCut, InvalidRequest, format_bytes
 
 if TYPE_CHECKING:
@@ -141,5 +141,5 @@ class Conversation:
             f"cells {stats.used_cells} used, capacity {stats.capacity_cells} of {self._llm.n_ctx}; "
             f"committed {format_bytes(stats.committed_bytes)}, peak {format_bytes(stats.peak_committed_bytes)}; "
             f"--no-kv-dynamic would hold {format_bytes(self._llm.static_bytes())}; "
-            f"{stats.n_resizes} resizes in {stats.resize_seconds * 1e3:.1f} ms"
+            f"resizes: {resizes(stats)}"
         )
