@@ -108,6 +108,7 @@ def loading_progress() -> Iterator[object]:
 
 
 def sampling_from_args(args: argparse.Namespace) -> SamplingParams:
+    """What ``add_sampling_arguments`` has read. Raises InvalidRequest."""
     from elastikv import SamplingParams
 
     return SamplingParams(

@@ -51,6 +51,7 @@ class LayerCells:
 
     @property
     def capacity(self) -> int:
+        """Rows that are backed by memory now."""
         return self.storage.capacity
 
     @property
