@@ -26,6 +26,7 @@ Ctrl-C stops a reply and keeps what was said."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     chat = parser.add_argument_group("chat")
     chat.add_argument("--system", metavar="TEXT", help="system message")
     chat.add_argument("-p", "--prompt", metavar="TEXT", help="first message")
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Talk until the user leaves. Returns the exit status."""
     params = sampling_from_args(args)
     with llm_from_args(args) as llm:
         if not llm.tokenizer.has_chat_template:
@@ -67,6 +69,7 @@ class Conversation:
         self._start()
 
     def loop(self, first: str | None = None) -> None:
+        """Answer or obey line after line until ``/exit`` or the end of the input; ``first`` comes before them."""
         line = first
         while True:
             if line is None:

@@ -64,6 +64,7 @@ class ResizeLog:
         self._before = llm.stats()
 
     def update(self) -> None:
+        """Print what has changed since the last call."""
         if not self._enabled:
             return
         now, before = self._llm.stats(), self._before

@@ -31,10 +31,21 @@ CapacityChange = tuple[LayerCells, int, int]
 class Member(Protocol):
     """A layer of the cache that remembers something."""
 
-    def copy_from(self, other: Any) -> None: ...
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]: ...
-    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None: ...
-    def reset(self) -> None: ...
+    def copy_from(self, other: Any) -> None:
+        """Hold what ``other`` holds, in memory of its own. CacheFull: this layer is empty."""
+        ...
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What ``restore`` needs to hold the same again: facts for a header, and views."""
+        ...
+
+    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Into an empty layer. CacheFull: it is empty still."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything and give the memory back."""
+        ...
 
 
 class StateOwner(Member, Protocol):
@@ -94,6 +105,7 @@ class CacheMemory:
             self._members.append(weakref.ref(layer))
 
     def add_owner(self, layer: CellsOwner) -> None:
+        """A member that has cells, in the same order."""
         self.add_member(layer)
         self._owners.append(weakref.ref(layer))
 
@@ -104,10 +116,12 @@ class CacheMemory:
 
     @property
     def members(self) -> list[Member]:
+        """Layers that remember something and are still in use."""
         return [member for reference in self._members if (member := reference())]
 
     @property
     def owners(self) -> list[CellsOwner]:
+        """Those of them that store a row per token."""
         return [owner for reference in self._owners if (owner := reference())]
 
     def leads(self, layer: Member) -> bool:
@@ -115,6 +129,7 @@ class CacheMemory:
         return layer is self._members[0]()
 
     def open_cells(self, samples: Sequence[torch.Tensor]) -> LayerCells:
+        """Cells without a row yet, shaped like ``samples`` (``[batch, heads, n, dim]``, one per plane)."""
         return LayerCells(samples, self.n_ctx, self._storage, self.budget)
 
     def make_room(self, n_new: int, owners: Sequence[CellsOwner]) -> None:
@@ -132,6 +147,7 @@ class CacheMemory:
             self._grow(needs)
 
     def reset(self) -> None:
+        """Forget everything in all layers and give the memory back."""
         for member in self.members:
             member.reset()
 
@@ -147,6 +163,7 @@ class CacheMemory:
         return next((cells.batch_size for _, cells in self._open()), -1)
 
     def stats(self) -> MemoryStats:
+        """What all layers hold; cells are those of the layer that has most, times the batch's rows."""
         opened = self._open()
         in_states = sum(state.committed_bytes for reference in self._states if (state := reference()))
         committed = sum(cells.storage.committed_bytes for _, cells in opened) + in_states
