@@ -62,6 +62,14 @@ def test_an_unsupported_architecture_is_named(elastikv, model_path, tmp_path):
     assert_one_line(elastikv("run", "-m", folder, *RUN), "T5ForConditionalGeneration", "Llama", "Qwen3")
 
 
+def test_no_tokens_at_all(elastikv, model_path):
+    assert_one_line(elastikv("run", "-m", model_path, "-p", "Once", "-n", "0"), "-n must be at least 1", "-1")
+
+
+def test_a_bench_of_nothing(elastikv, model_path):
+    assert_one_line(elastikv("bench", "-m", model_path, "-p", "0", "-n", "0"), "nothing to measure", "-p", "-n")
+
+
 def test_a_context_of_zero(elastikv, model_path):
     assert_one_line(elastikv("run", "-m", model_path, "-c", "0", *RUN), "n_ctx", "at least 1")
 

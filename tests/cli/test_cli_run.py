@@ -46,6 +46,13 @@ def test_stats_compare_with_a_static_cache(elastikv, model_path):
     assert "capacity" not in result.out
 
 
+def test_stats_tell_of_resizes_only_if_there_were_any(elastikv, model_path):
+    arguments = ("run", "-m", model_path, "-p", "Once", "--stats", *QUICK)
+    assert re.search(r"resizes +none", elastikv(*arguments).err)
+    grown = elastikv(*arguments, "-n", "40", "--kv-initial", "16", "--kv-growth", "step:16")
+    assert re.search(r"resizes +[2-9] in \d+\.\d ms", grown.err)
+
+
 def test_verbose_tells_of_each_resize(elastikv, model_path):
     arguments = ("run", "-m", model_path, "-p", "Once", *QUICK, "-n", "40", "-v", "--kv-initial", "16")
     result = elastikv(*arguments, "--kv-growth", "step:16")

@@ -12,15 +12,13 @@ from support.interrupts import every_line
 from elastikv.batch import Batch, SeqTokens
 from elastikv.engine.params import SamplingParams
 
-# A prime, so that runs over several kinds of memory do not all look at the same lines.
-_SOME = 29
-STEPS = pytest.mark.parametrize("step", [_SOME, pytest.param(1, marks=pytest.mark.slow)])
+EVERY = pytest.param(1, marks=pytest.mark.slow)
 KINDS = pytest.mark.parametrize(("is_hybrid", "storage"), [(False, "mmap"), (False, "copy"), (True, "mmap")])
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 HELD = {0: [(3 * i) % 384 for i in range(20)], 1: [(5 * i) % 384 for i in range(40)]}
 
 
-@STEPS
+@pytest.mark.parametrize("step", [11, EVERY])
 @KINDS
 def test_a_decode(is_hybrid: bool, storage: str, step: int) -> None:
     """It grows one sequence, opens another, and takes several ubatches."""
@@ -60,7 +58,7 @@ def steps_of_every_kind(rig: Rig) -> Callable[[], object]:
     return lambda: [rig.scheduler.step() for _ in range(8)]
 
 
-@STEPS
+@pytest.mark.parametrize("step", [97, EVERY])
 @KINDS
 def test_a_step(tmp_path: Path, is_hybrid: bool, storage: str, step: int) -> None:
     rigs: list[Rig] = []

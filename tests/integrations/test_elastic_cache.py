@@ -71,6 +71,21 @@ def test_stats_follow_what_is_used() -> None:
 
 
 @pytest.mark.parametrize("storage", ["mmap", "copy"])
+def test_a_refused_policy_gives_way_step_by_step_and_not_cell_by_cell(storage: Any) -> None:
+    model = tiny_model("llama")
+    bytes_per_cell = 3 * 2 * 2 * 8 * 4
+    cache = ElasticCache(
+        model.config, n_ctx=4096, growth="double:1GiB", storage=storage, budget=600 * bytes_per_cell * 4 // 3
+    )
+    _logits(model, _ids(256), cache)
+    n_before = cache.stats().n_resizes
+    for token in _ids(300)[0]:
+        _logits(model, token[None, None], cache)
+    assert cache.get_seq_length() == 556
+    assert cache.stats().n_resizes - n_before <= 12
+
+
+@pytest.mark.parametrize("storage", ["mmap", "copy"])
 @pytest.mark.parametrize("model_type", KINDS)
 def test_shrink_to_fit_keeps_the_contents(model_type: str, storage: Any) -> None:
     model = tiny_model(model_type)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from elastikv.errors import InvalidRequest
 from elastikv.memory import Growth, parse_growth, parse_size
+from elastikv.memory.growth import offers
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -91,3 +92,19 @@ def test_a_policy_reads_back_what_it_prints() -> None:
     for text in ("double:1GiB", "step:256", "exact"):
         growth = parse_growth(text)
         assert parse_growth(str(growth)) == growth
+
+
+@pytest.mark.parametrize(
+    ("needed", "wanted", "n_spare", "expected"),
+    [
+        ([257], [512], 200, [[512], [357], [257]]),
+        ([257], [4096], 0, [[4096], [257]]),
+        ([10, 300], [256, 340], 100, [[256, 340], [60, 340], [10, 300]]),
+        ([10, 300], [60, 340], 100, [[60, 340], [10, 300]]),
+        ([10], [10], 100, [[10]]),
+    ],
+)
+def test_between_what_is_wanted_and_what_is_needed_there_are_other_sizes(
+    needed: list[int], wanted: list[int], n_spare: int, expected: list[list[int]]
+) -> None:
+    assert list(offers(needed, wanted, lambda: n_spare)) == expected

@@ -188,6 +188,28 @@ def test_a_pipeline_ends_where_the_connection_was_to_close(server: RunningServer
     assert len(engine.requests) == 1
 
 
+@pytest.mark.parametrize("head", [b"HEAD / HTTP/1.0", b"GET / HTTP/1.0", b"HEAD / HTTP/1.1\r\nConnection: close"])
+def test_what_follows_the_last_request_does_not_spoil_it(
+    server: RunningServer, head: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(head + b"\r\nHost: localhost\r\n\r")
+        connection.sendall(b"\n")
+        connection.sendall(b"\r\n\0\0")
+        assert statuses(rest(connection)) == [200]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_head_request_is_refused_without_a_body(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = sent(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+    assert statuses(answer) == [400]
+    assert answer.endswith(b"\r\n\r\n")
+    answer = sent(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n\0\0\r\n\r\n")
+    assert statuses(answer) == [200, 400]
+    assert answer.endswith(b"}}")
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_garbage_behind_a_request_spoils_only_what_follows(server: RunningServer) -> None:
     assert statuses(sent(server, raw_post("/v1/completions", PROMPT) + b"\0\0\0\0\r\n\r\n")) == [200, 400]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fake_engine import FakeAsyncLLM
+from fake_engine import BYTES_PER_CELL, FakeAsyncLLM
 from running import running
 from serve_process import ServeProcess, serving
 from support.tiny_models import tiny_model
@@ -134,6 +134,41 @@ def test_errors_are_told_in_the_conversation(page: Any) -> None:
         say(page, "x" * 600)
         page.wait_for_selector(".message.error:has-text('n_ctx is 512')")
         assert page.locator(".send").is_visible()
+
+
+def test_a_refused_turn_is_back_in_the_box_and_forgotten(page: Any) -> None:
+    with running(FakeAsyncLLM()) as server:
+        page.goto(server.url)
+        say(page, "first")
+        expect(page.locator(".note")).to_have_count(1)
+        say(page, "y" * 600)
+        page.wait_for_selector(".message.error:has-text('n_ctx is 512')")
+        assert page.input_value(".conversation textarea") == "y" * 600
+        assert page.locator(".message.user").all_inner_texts() == ["first"]
+        say(page, "again")
+        expect(page.locator(".note")).to_have_count(2)
+        replies = page.locator(".message.assistant").all_inner_texts()
+        assert replies[1] == "<user>first<assistant><user>first<user>again"
+
+
+def test_a_first_turn_that_is_refused_leaves_a_new_conversation(page: Any) -> None:
+    with running(FakeAsyncLLM()) as server:
+        page.goto(server.url)
+        say(page, "z" * 600)
+        page.wait_for_selector(".message.error")
+        assert page.inner_text(".conversation h2") == "Conversation 1"
+        assert page.locator(".message.user, .message.assistant").count() == 0
+
+
+def test_a_sessions_bar_shows_cells_and_not_its_fixed_state(page: Any) -> None:
+    engine = FakeAsyncLLM(step=0.01)
+    with running(engine) as server:
+        engine.llm.cost.n_bytes = lambda n_cells: 100_000 + n_cells * BYTES_PER_CELL
+        page.goto(server.url)
+        say(page, "hi")
+        page.wait_for_selector(".note")
+        expect(page.locator(".session .of")).to_contain_text("16 of 256 cells")
+        assert page.evaluate("document.querySelector('.session .fill').style.width") == "6.25%"
 
 
 def test_a_server_that_is_gone_is_told(page: Any) -> None:

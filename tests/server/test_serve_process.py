@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -33,6 +34,12 @@ def client(server: ServeProcess) -> Iterator[OpenAI]:
 
 def chat(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
+
+
+def test_the_log_says_when_it_is_ready_and_what_it_serves(server: ServeProcess) -> None:
+    listening, ready = server.lines[:2]
+    assert " elastikv: listening on http://127.0.0.1:" in listening
+    assert f", -c {N_CTX}, budget 256 MiB, 8 replies at once, 1 threads, elastikv 0." in ready
 
 
 def test_greedy_replies_repeat_and_reuse_their_prompt(client: OpenAI) -> None:
@@ -169,3 +176,11 @@ def test_a_model_that_is_not_there_ends_the_server(tmp_path: Path) -> None:
     server = start("-m", str(tmp_path / "nothing"))
     assert server.wait() == 1
     assert " elastikv: error: " in server.lines[-1]
+
+
+def test_every_line_of_a_json_log_is_json(tmp_path: Path) -> None:
+    server = start("-m", str(tmp_path / "nothing"), "--log-format", "json")
+    assert server.wait() == 1
+    entries = [json.loads(line) for line in server.lines]
+    assert [entry["level"] for entry in entries] == ["info", "error"]
+    assert "nothing" in entries[1]["message"]

@@ -22,6 +22,7 @@ SEQ_ID = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     bench = parser.add_argument_group("bench")
     bench.add_argument("-p", "--n-prompt", default="512", metavar="N,...", help="prompt lengths to prefill")
     bench.add_argument("-n", "--n-gen", default="64", metavar="N,...", help="tokens to decode one by one")
@@ -45,7 +46,10 @@ class Result:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measure and print a table, JSON or CSV. Returns the exit status."""
     prompts, gens, depths = (_lengths(name, getattr(args, name)) for name in ("n_prompt", "n_gen", "depth"))
+    if not any([*prompts, *gens]):
+        raise InvalidRequest("there is nothing to measure: give -p or -n some tokens")
     if args.repetitions < 1:
         raise InvalidRequest(f"-r must be at least 1, got {args.repetitions}")
     with llm_from_args(args) as llm:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from elastikv.cli.options import add_model_arguments, add_sampling_arguments, llm_from_args, sampling_from_args
-from elastikv.cli.report import ResizeLog, gauge
+from elastikv.cli.report import ResizeLog, gauge, resizes
 from elastikv.errors import ElastikvError, GenerationCut, InvalidRequest, format_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Ctrl-C stops a reply and keeps what was said."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     chat = parser.add_argument_group("chat")
     chat.add_argument("--system", metavar="TEXT", help="system message")
     chat.add_argument("-p", "--prompt", metavar="TEXT", help="first message")
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Talk until the user leaves. Returns the exit status."""
     params = sampling_from_args(args)
     with llm_from_args(args) as llm:
         if not llm.tokenizer.has_chat_template:
@@ -67,6 +69,7 @@ class Conversation:
         self._start()
 
     def loop(self, first: str | None = None) -> None:
+        """Answer or obey line after line until ``/exit`` or the end of the input; ``first`` comes before them."""
         line = first
         while True:
             if line is None:
@@ -141,5 +144,5 @@ class Conversation:
             f"cells {stats.used_cells} used, capacity {stats.capacity_cells} of {self._llm.n_ctx}; "
             f"committed {format_bytes(stats.committed_bytes)}, peak {format_bytes(stats.peak_committed_bytes)}; "
             f"--no-kv-dynamic would hold {format_bytes(self._llm.static_bytes())}; "
-            f"{stats.n_resizes} resizes in {stats.resize_seconds * 1e3:.1f} ms"
+            f"resizes: {resizes(stats)}"
         )

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from typing_extensions import override
+
 _WARNINGS = "py.warnings"
 """The logger that Python's own ``captureWarnings`` would use."""
 
@@ -17,7 +19,8 @@ _WARNINGS = "py.warnings"
 class Line(logging.Formatter):
     """``elastikv: error: what happened``, for a user at a terminal; what is only worth knowing has no such word."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is logging's)
+    @override
+    def formatMessage(self, record: logging.LogRecord) -> str:
         is_grave = record.levelno >= logging.ERROR or record.name == _WARNINGS
         return f"elastikv: {_level(record) if is_grave else ''}{record.message}"
 
@@ -25,7 +28,8 @@ class Line(logging.Formatter):
 class TimedLine(logging.Formatter):
     """``2026-01-31T12:00:00.000Z elastikv: warning: what happened``, for what runs for days."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+    @override
+    def formatMessage(self, record: logging.LogRecord) -> str:
         level = _level(record) if record.levelno >= logging.WARNING else ""
         return f"{_utc(record)} elastikv: {level}{record.message}"
 
@@ -33,6 +37,7 @@ class TimedLine(logging.Formatter):
 class JsonLine(logging.Formatter):
     """One object a record: ``time``, ``level``, ``logger``, ``message``, and what the record brings as ``fields``."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": _utc(record),

@@ -24,6 +24,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors become one line on stderr. Returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     with on_stderr(getattr(args, "log_format", "plain")):

@@ -111,7 +111,7 @@ def loading_progress() -> Iterator[object]:
 
 
 def sampling_from_args(args: argparse.Namespace) -> SamplingParams:
-    """Raises InvalidRequest."""
+    """What ``add_sampling_arguments`` has read. Raises InvalidRequest."""
     from elastikv import SamplingParams
 
     if args.predict == 0:

@@ -14,6 +14,7 @@ DEFAULT_AT = (100, 1_000, 6_000, 32_000, 80_000)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     plan = parser.add_argument_group("plan")
     plan.add_argument("-m", "--model", metavar="PATH", help="folder, GGUF file or config.json; none: the demo model")
     plan.add_argument("--at", metavar="N,...", help="tokens to tell the cost of")
@@ -50,6 +51,7 @@ class Plan:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print what a cache would cost, as a table or JSON. Returns the exit status."""
     plan = make_plan(args)
     if args.json:
         print(json.dumps(asdict(plan), indent=2))

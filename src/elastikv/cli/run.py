@@ -18,6 +18,7 @@ from elastikv.errors import GenerationCut
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     prompt = parser.add_argument_group("prompt")
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the text to go on from")
     prompt.add_argument("-f", "--file", metavar="FILE", help="read the prompt from a file")
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Complete one prompt. Returns the exit status."""
     prompt = read_prompt(args)
     params = sampling_from_args(args)
     started = time.perf_counter()

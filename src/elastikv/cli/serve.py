@@ -25,6 +25,7 @@ API_KEY_VARIABLE = "ELASTIKV_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
     http = parser.add_argument_group("HTTP")
     http.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: every network")
     http.add_argument("--port", type=int, default=8080, help="0: any free one")

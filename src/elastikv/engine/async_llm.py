@@ -37,11 +37,13 @@ class _Listener:
 
     def tell(self) -> None:
         """Pass on what is new; the last item is a delta with an output, or the error."""
+        if not self.request.deltas and self.request.error is None:
+            return  # as thousands that wait have nothing to tell, step after step
         items: list[Delta | Exception] = list(self.request.deltas)
         self.request.deltas.clear()
         if self.request.error is not None:
             items.append(self.request.error)
-        if items and not self.loop.is_closed():
+        if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._put, items)
 
     def _put(self, items: list[Delta | Exception]) -> None:

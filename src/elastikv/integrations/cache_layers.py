@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
+from typing_extensions import override
 
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.cache_memory import CacheMemory
@@ -28,6 +29,7 @@ class ElasticLayer(CacheLayerMixin):
 
     @property
     def is_initialized(self) -> bool:
+        """Whether shapes, types and device are known."""
         return self.cells is not None
 
     @property
@@ -37,16 +39,20 @@ class ElasticLayer(CacheLayerMixin):
 
     @property
     def values(self) -> torch.Tensor | None:
+        """``[batch, heads, held, dim_v]``: a view, good until the next update."""
         return None if self.cells is None else self.cells.rows(0, self.n_used)[1]
 
     @property
     def n_used(self) -> int:
+        """Rows of ``cells`` that hold something: all of them are kept."""
         return self.length
 
     def rows_needed(self, n_new: int) -> int:
+        """Rows that ``cells`` must have to take ``n_new`` more tokens."""
         return self.length + n_new
 
     def row_limit(self, n_needed: int) -> int:
+        """Rows that a growth policy may go up to."""
         return self.memory.n_ctx
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -91,9 +97,11 @@ class ElasticLayer(CacheLayerMixin):
         keys, values = self.cells.rows(0, self.length)
         return keys, values
 
+    @override
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
+    @override
     def get_seq_length(self) -> int:
         return self.length
 
@@ -105,14 +113,17 @@ class ElasticLayer(CacheLayerMixin):
         """Forget the last ``-tokens_to_remove`` tokens. Their memory stays for the next ones."""
         self.length = max(self.length - n_to_remove(tokens_to_remove), 0)
 
+    @override
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         if self.cells is not None:
             self.cells.reorder(beam_idx.cpu(), self.n_used)
 
+    @override
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.cells is not None:
             self._select_cells(torch.arange(self.cells.batch_size).repeat_interleave(repeats))
 
+    @override
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         if self.cells is not None:
             self._select_cells(torch.arange(self.cells.batch_size)[indices.cpu()])
@@ -155,6 +166,7 @@ class ElasticLayer(CacheLayerMixin):
         self.length = 0
 
     def offload(self) -> None:
+        """Raises InvalidRequest: the memory is where the keys came from."""
         raise InvalidRequest("this cache does not offload; use DynamicCache(offloading=True)")
 
     prefetch = offload
@@ -174,6 +186,7 @@ def n_to_remove(tokens_to_remove: int) -> int:
 
 
 def wrong_batch_size(n_held: int, n_given: int) -> InvalidRequest:
+    """The error for a batch that is larger or smaller than what is held."""
     return InvalidRequest(
         f"the cache holds a batch of {n_held} sequences but was given {n_given}; "
         "reset() it, or change it with batch_repeat_interleave() or batch_select_indices()"

@@ -19,7 +19,7 @@ from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.layer_cells import LayerCells
 from elastikv.memory.base import MemoryStats, SequenceStats
 from elastikv.memory.budget import Budget
-from elastikv.memory.growth import parse_growth
+from elastikv.memory.growth import offers, parse_growth
 from elastikv.memory.storage import StorageKind
 
 _log = logging.getLogger(__name__)
@@ -31,10 +31,21 @@ CapacityChange = tuple[LayerCells, int, int]
 class Member(Protocol):
     """A layer of the cache that remembers something."""
 
-    def copy_from(self, other: Any) -> None: ...
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]: ...
-    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None: ...
-    def reset(self) -> None: ...
+    def copy_from(self, other: Any) -> None:
+        """Hold what ``other`` holds, in memory of its own. CacheFull: this layer is empty."""
+        ...
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What ``restore`` needs to hold the same again: facts for a header, and views."""
+        ...
+
+    def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Into an empty layer. CacheFull: it is empty still."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything and give the memory back."""
+        ...
 
 
 class StateOwner(Member, Protocol):
@@ -94,20 +105,24 @@ class CacheMemory:
             self._members.append(weakref.ref(layer))
 
     def add_owner(self, layer: CellsOwner) -> None:
+        """A member that has cells, in the same order."""
         self.add_member(layer)
         self._owners.append(weakref.ref(layer))
 
     def add_state(self, layer: StateOwner) -> None:
+        """A member that has a state, which the budget counts from now on."""
         self.add_member(layer)
         self._states.append(weakref.ref(layer))
         self.budget.watch(layer)
 
     @property
     def members(self) -> list[Member]:
+        """Layers that remember something and are still in use."""
         return [member for reference in self._members if (member := reference())]
 
     @property
     def owners(self) -> list[CellsOwner]:
+        """Those of them that store a row per token."""
         return [owner for reference in self._owners if (owner := reference())]
 
     def leads(self, layer: Member) -> bool:
@@ -115,6 +130,7 @@ class CacheMemory:
         return layer is self._members[0]()
 
     def open_cells(self, samples: Sequence[torch.Tensor]) -> LayerCells:
+        """Cells without a row yet, shaped like ``samples`` (``[batch, heads, n, dim]``, one per plane)."""
         return LayerCells(samples, self.n_ctx, self._storage, self.budget)
 
     def make_room(self, n_new: int, owners: Sequence[CellsOwner]) -> None:
@@ -132,6 +148,7 @@ class CacheMemory:
             self._grow(needs)
 
     def reset(self) -> None:
+        """Forget everything in all layers and give the memory back."""
         for member in self.members:
             member.reset()
 
@@ -147,6 +164,7 @@ class CacheMemory:
         return next((cells.batch_size for _, cells in self._open()), -1)
 
     def stats(self) -> MemoryStats:
+        """What all layers hold; cells are those of the layer that has most, times the batch's rows."""
         opened = self._open()
         in_states = sum(state.committed_bytes for reference in self._states if (state := reference()))
         committed = sum(cells.storage.committed_bytes for _, cells in opened) + in_states
@@ -173,9 +191,7 @@ class CacheMemory:
 
     def set_capacities(self, changes: Sequence[CapacityChange]) -> None:
         """All of them change, or (CacheFull) none does. Growths come first, for a shrink cannot fail."""
-        refusal = self._refusal(changes)
-        if refusal:
-            raise refusal
+        self.budget.require(self._peak_bytes(changes))
         started = time.perf_counter()
         done: list[CapacityChange] = []
         try:
@@ -191,13 +207,25 @@ class CacheMemory:
         self.resize_seconds += time.perf_counter() - started
 
     def _grow(self, needs: Sequence[tuple[CellsOwner, LayerCells, int]]) -> None:
-        """By the policy; by what is needed where the budget has no room for more."""
-        wanted = [(cells, self._policy_capacity(owner, cells, n_rows), owner.n_used) for owner, cells, n_rows in needs]
-        if self._refusal(wanted):
-            wanted = [(cells, n_rows, owner.n_used) for owner, cells, n_rows in needs]
-        self.set_capacities(wanted)
-        cells, capacity, _ = wanted[0]
-        _log.debug("%d layers grew, the first to %d cells of %d bytes", len(wanted), capacity, cells.bytes_per_row)
+        """By the policy; by less, down to what is needed, where the budget has no room for more."""
+        keeps = [(cells, owner.n_used) for owner, cells, _ in needs]
+
+        def changes(capacities: Sequence[int]) -> list[CapacityChange]:
+            return [(cells, capacity, kept) for (cells, kept), capacity in zip(keeps, capacities, strict=True)]
+
+        def n_spare() -> int:
+            n_bytes = self.budget.left() - self._peak_bytes(changes(least))
+            return max(n_bytes, 0) // sum(cells.bytes_per_row for cells, _ in keeps)
+
+        least = [n_rows for _, _, n_rows in needs]
+        wanted = [self._policy_capacity(*need) for need in needs]
+        for capacities in offers(least, wanted, n_spare):
+            if capacities == least or self._peak_bytes(changes(capacities)) <= self.budget.left():
+                break
+        self.set_capacities(changes(capacities))
+        _log.debug(
+            "%d layers grew, the first to %d cells of %d bytes", len(needs), capacities[0], keeps[0][0].bytes_per_row
+        )
 
     def _policy_capacity(self, owner: CellsOwner, cells: LayerCells, n_rows: int) -> int:
         return self._growth.capacity_for(
@@ -210,10 +238,11 @@ class CacheMemory:
             page_cells=cells.storage.page_rows,
         )
 
-    def _refusal(self, changes: Sequence[CapacityChange]) -> CacheFull | None:
+    def _peak_bytes(self, changes: Sequence[CapacityChange]) -> int:
+        """Most bytes on top of what is committed while the growths run one after the other."""
         added = peak = 0
         for cells, capacity, _ in changes:
             if capacity > cells.capacity:
                 peak = max(peak, added + cells.storage.peak_bytes(capacity))
                 added += cells.storage.added_bytes(capacity)
-        return self.budget.refusal(peak)
+        return peak

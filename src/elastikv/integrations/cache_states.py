@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import LinearAttentionLayer
+from typing_extensions import override
 
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.cache_layers import ElasticLayer, wrong_batch_size
@@ -44,6 +45,7 @@ class ElasticStateLayer(LinearAttentionLayer):
         state_idx: int = 0,
         conv_kernel_size: int | None = None,
     ) -> None:
+        """Allocate states of these shapes. CacheFull: the cache is empty."""
         n_bytes = 0
         if conv_states is not None:
             width = conv_kernel_size or conv_states.shape[-1]
@@ -57,7 +59,7 @@ class ElasticStateLayer(LinearAttentionLayer):
     def update_conv_state(
         self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """As transformers'. Asks for room first: once a state is overwritten there is no way back."""
+        """Append to a convolution's state. Asks for room first: once a state is overwritten there is no way back."""
         if self.has_previous_state[state_idx]:
             held = self.conv_states[state_idx]
             if len(held) != len(conv_states):
@@ -65,7 +67,8 @@ class ElasticStateLayer(LinearAttentionLayer):
             # Some models hand over a whole state of kernel size instead of the new tokens.
             n_new = conv_states.shape[-1]
             self.prepare(n_new if n_new > self.conv_kernel_size[state_idx] else 1)
-        return super().update_conv_state(conv_states, state_idx, conv_kernel_size, **kwargs)
+        state: torch.Tensor = super().update_conv_state(conv_states, state_idx, conv_kernel_size, **kwargs)
+        return state
 
     def prepare(self, n_new: int) -> None:
         """Before a state changes: if this layer leads the pass, room for its tokens in all others."""
@@ -81,16 +84,20 @@ class ElasticStateLayer(LinearAttentionLayer):
             raise
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Raises InvalidRequest where there is a recurrent state, which cannot be cut back."""
         if any(self.is_recurrent_states_initialized.values()) and tokens_to_remove:
             raise InvalidRequest("a recurrent state cannot be cut back; reset() the cache and compute it again")
         super().crop(tokens_to_remove)
 
+    @override
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self._select_states(beam_idx)
 
+    @override
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._select_states(torch.arange(self._batch_size()).repeat_interleave(repeats))
 
+    @override
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._select_states(torch.arange(self._batch_size())[indices.cpu()])
 
@@ -148,6 +155,7 @@ class ElasticStateLayer(LinearAttentionLayer):
         LinearAttentionLayer.__init__(self, self.number_of_states)
 
     def offload(self) -> None:
+        """Raises InvalidRequest: the memory is where the states came from."""
         raise InvalidRequest("this cache does not offload; use DynamicCache(offloading=True)")
 
     prefetch = offload
@@ -162,32 +170,41 @@ class _BesideAttention(ElasticStateLayer):
         """Attention calls with two positional arguments, states are passed by name."""
         (self.attention if len(args) == 2 else ElasticStateLayer).lazy_initialization(self, *args, **kwargs)
 
+    @override
     def activate_past_recording(self) -> None:
         self._both("activate_past_recording")
 
+    @override
     def crop(self, tokens_to_remove: int) -> None:
         self._both("crop", tokens_to_remove)
 
+    @override
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self._both("reorder_cache", beam_idx)
 
+    @override
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._both("batch_repeat_interleave", repeats)
 
+    @override
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._both("batch_select_indices", indices)
 
+    @override
     def copy_from(self, other: Any) -> None:
         self._both("copy_from", other)
 
+    @override
     def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         facts, tensors = self.attention.snapshot(self)
         more_facts, more_tensors = ElasticStateLayer.snapshot(self)
         return facts | more_facts, tensors | more_tensors
 
+    @override
     def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         self._both("restore", facts, tensors)
 
+    @override
     def reset(self) -> None:
         self._both("reset")
 

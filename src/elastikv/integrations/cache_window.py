@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from elastikv.errors import InvalidRequest
 from elastikv.integrations.cache_layers import ElasticLayer, n_to_remove
@@ -30,6 +31,7 @@ class ElasticSlidingLayer(ElasticLayer):
         self._mark = 0
 
     @property
+    @override
     def n_used(self) -> int:
         return self.length - self._base
 
@@ -49,6 +51,7 @@ class ElasticSlidingLayer(ElasticLayer):
             self._mark = self.length
         self.record_past = True
 
+    @override
     def rows_needed(self, n_new: int) -> int:
         if self.n_used + n_new <= self._ceiling:
             return self.n_used + n_new
@@ -57,6 +60,7 @@ class ElasticSlidingLayer(ElasticLayer):
             return n_kept + n_new
         return min(self.length + n_new, self.sliding_window - 1)
 
+    @override
     def row_limit(self, n_needed: int) -> int:
         return max(n_needed, min(self._ceiling, self.memory.n_ctx))
 
@@ -94,15 +98,20 @@ class ElasticSlidingLayer(ElasticLayer):
         self.cells.write(0, tuple(full[:, :, full.shape[-2] - n_kept :] for full in (keys, values)))
         return keys, values
 
+    @override
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         n_visible = min(self.length, self.sliding_window - 1)
         return n_visible + query_length, self.length - n_visible
 
+    @override
     def get_max_length(self) -> int:
         return self.sliding_window
 
     def crop(self, tokens_to_remove: int) -> None:
-        """As above; without past recording the window cannot be moved back behind what was dropped."""
+        """Forget the last ``-tokens_to_remove`` tokens.
+
+        Raises InvalidRequest where that would move the window back behind what was dropped.
+        """
         length = max(self.length - n_to_remove(tokens_to_remove), 0)
         if max(length - self.sliding_window + 1, 0) < self._base and length < self.length:
             raise InvalidRequest(
@@ -111,22 +120,26 @@ class ElasticSlidingLayer(ElasticLayer):
             )
         self.length = self._mark = length
 
+    @override
     def copy_from(self, other: ElasticLayer) -> None:
         super().copy_from(other)
         assert isinstance(other, ElasticSlidingLayer)
         self._base, self._mark, self.record_past = other._base, other._mark, other.record_past
 
+    @override
     def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         first = max(self.length - self.sliding_window + 1, self._base) - self._base
         facts, tensors = super().snapshot()
         return facts, {name: tensor[:, :, first:] for name, tensor in tensors.items()}
 
+    @override
     def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         super().restore(facts, tensors)
         if self.cells is not None:
             self._base = self.length - tensors["plane0"].shape[2]
             self._mark = self.length
 
+    @override
     def reset(self) -> None:
         super().reset()
         self._base = self._mark = 0

@@ -47,6 +47,7 @@ class LayerCells:
 
     @property
     def capacity(self) -> int:
+        """Rows that are backed by memory now."""
         return self.storage.capacity
 
     @property

@@ -20,6 +20,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
     get_layer_types_and_kwargs,
 )
+from typing_extensions import override
 
 from elastikv.errors import InvalidRequest
 from elastikv.integrations.cache_file import read_cache_file, write_cache_file
@@ -85,16 +86,21 @@ class ElasticCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append a layer's ``[batch, heads, n, dim]``; returns all that attention may look at, as views.
+
+        Raises InvalidRequest for a layer that the config does not have; CacheFull: the cache is as before the pass.
+        """
         if layer_idx >= len(self.layers):
             raise InvalidRequest(
                 f"the model has a layer {layer_idx}, but this cache was made for the {len(self.layers)} layers of "
                 f"another config ({self.config.model_type}); make it with ElasticCache(model.config)"
             )
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        rows: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return rows
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
         """The state itself, which models overwrite in place when they decode one token: so room is made first."""
-        state = super().get_conv_state(layer_idx, state_idx)
+        state: torch.Tensor | None = super().get_conv_state(layer_idx, state_idx)
         if state is not None:
             self.layers[layer_idx].prepare(1)
         return state
@@ -105,10 +111,12 @@ class ElasticCache(Cache):
         return self.memory.batch_size
 
     @property
+    @override
     def is_compileable(self) -> bool:
         return False
 
     @property
+    @override
     def is_linear(self) -> list[bool]:
         return [
             isinstance(layer, LinearAttentionCacheLayerMixin) and not isinstance(layer, CacheLayerMixin)
@@ -129,8 +137,11 @@ class ElasticCache(Cache):
 
     @classmethod
     def load(cls, path: str | Path, config: PreTrainedConfig, n_ctx: int | None = None, **options: Any) -> ElasticCache:
-        """A cache that holds what ``save`` wrote. options: as for the constructor; tensors go to ``device``
-        (default: the CPU). SnapshotError: another model's file, truncated or altered; CacheFull: no room."""
+        """A cache that holds what ``save`` wrote.
+
+        options: those of the constructor, and ``device``, where tensors go to (default: the CPU).
+        Raises SnapshotError for another model's file or one that is truncated or altered, and CacheFull.
+        """
         device = options.pop("device", "cpu")
         cache = cls(config, n_ctx, **options)
         read_cache_file(Path(path), cache, torch.device(device))

@@ -95,23 +95,10 @@ class Budget:
         machine = self._machine_left()
         return machine if self._limit is None else min(machine, max(self._limit - self.committed_bytes, 0))
 
-    def refusal(self, n_bytes: int) -> CacheFull | None:
-        """What ``require(n_bytes)`` would raise, or None."""
-        if n_bytes <= 0:
-            return None
-        if self._limit is not None and self.committed_bytes + n_bytes > self._limit:
-            left = max(self._limit - self.committed_bytes, 0)
-            return CacheFull("kv-budget", asked=n_bytes, left=left, limit=self._limit)
-        left = self._machine_left()
-        if n_bytes > left:
-            return CacheFull("machine", asked=n_bytes, left=left, limit=self.committed_bytes + left)
-        return None
-
     def require(self, n_bytes: int) -> None:
         """Before ``n_bytes`` more are committed: CacheFull if they may not be. The peak takes them as committed."""
-        refusal = self.refusal(n_bytes)
-        if refusal:
-            raise refusal
+        if n_bytes > 0 and n_bytes > self.left():
+            raise self._refusal(n_bytes)
         self.peak_bytes = max(self.peak_bytes, self.committed_bytes + max(n_bytes, 0))
 
     def reset_peak(self) -> None:
@@ -119,6 +106,14 @@ class Budget:
 
     def _sum(self, account: Account) -> int:
         return sum(holder.committed_bytes for ref in list(self._holders[account]) if (holder := ref()) is not None)
+
+    def _refusal(self, n_bytes: int) -> CacheFull:
+        """Not to be kept in the frame that raises it, or frame and refusal keep each other from being freed."""
+        if self._limit is not None and self.committed_bytes + n_bytes > self._limit:
+            left = max(self._limit - self.committed_bytes, 0)
+            return CacheFull("kv-budget", asked=n_bytes, left=left, limit=self._limit)
+        left = self._machine_left()
+        return CacheFull("machine", asked=n_bytes, left=left, limit=self.committed_bytes + left)
 
     def _machine_left(self) -> int:
         machine = self._machine()

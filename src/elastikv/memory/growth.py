@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,6 +82,20 @@ class Growth:
                 n_held, capacity, initial=initial, n_ctx=n_ctx, bytes_per_cell=bytes_per_cell, page_cells=page_cells
             )
         return capacity
+
+
+def offers(needed: Sequence[int], wanted: Sequence[int], n_spare: Callable[[], int]) -> Iterator[list[int]]:
+    """Capacities to ask for together, one list after the other until one is granted; each at least ``needed``.
+
+    First what the policy ``wanted``, then half of what is left (``n_spare``: cells that each could have beyond
+    ``needed``), then just what is needed. Were there nothing in between, a tight budget would bring a resize,
+    and a copy of everything, with every token.
+    """
+    yield (offer := list(wanted))
+    for n_more in (n_spare() // 2, 0):
+        before, offer = offer, [min(n + n_more, most) for n, most in zip(needed, wanted, strict=True)]
+        if offer != before:
+            yield offer
 
 
 def parse_growth(text: str) -> Growth:

@@ -80,11 +80,10 @@ class KVCache:
         self._before_call = {entry.seq_id: self._extent_of(entry.seq_id) for entry in batch.entries}
         try:
             needed = self.prepare(ubatches)
-            refusal = self.try_resize(needed) if needed else None
-            if refusal:
-                raise refusal
-            needed = self.prepare(ubatches)
-            assert not needed, f"streams are still too small after a resize: {needed}"
+            if needed:
+                self.try_resize(needed)
+                needed = self.prepare(ubatches)
+                assert not needed, f"streams are still too small after a resize: {needed}"
         except BaseException:
             self.rollback()
             raise
@@ -104,24 +103,17 @@ class KVCache:
             seq_id: cells.used for seq_id, cells in simulated.items() if cells.used > self._streams.capacity(seq_id)
         }
 
-    def try_resize(self, needed: Mapping[int, int]) -> CacheFull | None:
+    def try_resize(self, needed: Mapping[int, int]) -> None:
         """Enlarge streams to hold ``needed[seq_id]`` cells; new sequences get a stream.
 
-        First as the policy likes it, and if that is refused, by what is needed. Returns the refusal,
-        None on success; after a refusal everything is as before.
+        First as the policy likes it, and if that is refused, by less, down to what is needed. CacheFull:
+        everything is as before.
         """
         for seq_id, n_needed in needed.items():
             if n_needed > self.n_ctx:
                 used = self.n_cells(seq_id)
-                return CacheFull("n_ctx", asked=n_needed - used, left=self.n_ctx - used, limit=self.n_ctx)
-        refusal = None
-        for as_needed in (False, True):
-            try:
-                self._streams.ensure(needed, as_needed=as_needed)
-                return None
-            except CacheFull as error:
-                refusal = error
-        return refusal
+                raise CacheFull("n_ctx", asked=n_needed - used, left=self.n_ctx - used, limit=self.n_ctx)
+        self._streams.enlarge(needed)
 
     def apply(self, ubatch: UBatch) -> None:
         if self._before_call is None:

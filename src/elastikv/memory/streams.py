@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.base import KVLayer
 from elastikv.memory.budget import Budget
 from elastikv.memory.cell_types import cell_planes
 from elastikv.memory.cells import StreamCells
-from elastikv.memory.growth import parse_growth
+from elastikv.memory.growth import offers, parse_growth
 from elastikv.memory.options import MemoryOptions, ResizeEvent
 from elastikv.memory.storage import StorageKind, bytes_per_row, open_storage
 from elastikv.memory.stream import Stream
@@ -63,7 +63,7 @@ class Streams:
             raise CacheFull("n_ctx", asked=n_cells, left=self._options.n_ctx, limit=self._options.n_ctx)
         stream = self._reserve()
         try:
-            _change_all([(stream, self._capacity_for(stream, n_cells, as_needed=True))], self._budget)
+            _change_all([(stream, self._exact_capacity(n_cells))], self._budget)
         except BaseException:
             stream.storage.close()
             raise
@@ -95,25 +95,21 @@ class Streams:
             stream.remove(n_used, stream.cells.used, None)
             stream.set_capacity(n_cells)
 
-    def ensure(self, n_cells: Mapping[int, int], *, as_needed: bool) -> None:
-        """Give each sequence a stream for ``n_cells[seq_id]`` cells, enlarged by the policy, or set to
-        just that number (``as_needed``). CacheFull: every stream is as before."""
-        started = time.perf_counter()
-        self.touch()
-        streams = {seq_id: self._streams.get(seq_id) or self._reserve() for seq_id in n_cells}
-        before = {seq_id: stream.capacity for seq_id, stream in streams.items()}
-        changes = [
-            (stream, self._capacity_for(stream, n_cells[seq_id], as_needed)) for seq_id, stream in streams.items()
-        ]
-        try:
-            _change_all(changes, self._budget)
-            self._streams |= streams
-        except BaseException:
-            for seq_id, stream in streams.items():
-                if seq_id not in self._streams:
-                    stream.storage.close()
-            raise
-        self._record(before, time.perf_counter() - started)
+    def enlarge(self, needed: Mapping[int, int]) -> None:
+        """Give each sequence a stream for ``needed[seq_id]`` cells: as the policy likes it, or else by less.
+
+        CacheFull: every stream is as before.
+        """
+        streams = self._streams_for(needed)
+        wanted = [self._policy_capacity(stream, needed[seq_id]) for seq_id, stream in streams.items()]
+        least = list(needed.values()) if self._options.dynamic else wanted
+        for capacities in offers(least, wanted, lambda: self._n_spare(streams, least)):
+            try:
+                self._set_capacities(streams, capacities)
+                return
+            except CacheFull:
+                if capacities == least:
+                    raise
 
     def resize(self, n_cells: int, seq_ids: Sequence[int]) -> None:
         """Set capacities to one number, all or none. InvalidRequest below what is used or above n_ctx; CacheFull."""
@@ -123,7 +119,7 @@ class Streams:
                 raise InvalidRequest(f"sequence {seq_id} uses {used} cells; it cannot be resized to {n_cells}")
         if not 1 <= n_cells <= self._options.n_ctx:
             raise InvalidRequest(f"n_cells must be in 1..{self._options.n_ctx} (n_ctx), got {n_cells}")
-        self.ensure(dict.fromkeys(seq_ids, n_cells), as_needed=True)
+        self._set_exactly(dict.fromkeys(seq_ids, n_cells))
 
     def shrink_to_fit(self, seq_ids: Sequence[int]) -> int:
         """Give back all cells that are not in use; returns the bytes."""
@@ -131,7 +127,7 @@ class Streams:
         for seq_id in seq_ids:
             used = self.cells(seq_id).used
             if used:
-                self.ensure({seq_id: used}, as_needed=True)
+                self._set_exactly({seq_id: used})
             else:
                 self.close(seq_id)
         return before - self.committed_bytes
@@ -148,11 +144,41 @@ class Streams:
         self._storage = storage.name  # a fallback is decided, and reported, once
         return Stream(self._layers, storage)
 
-    def _capacity_for(self, stream: Stream, n_cells: int, as_needed: bool) -> int:
+    def _streams_for(self, seq_ids: Iterable[int]) -> dict[int, Stream]:
+        """The stream of each sequence, or a new one that is not its memory yet."""
+        return {seq_id: self._streams.get(seq_id) or self._reserve() for seq_id in seq_ids}
+
+    def _set_exactly(self, n_cells: Mapping[int, int]) -> None:
+        """CacheFull: every stream is as before."""
+        capacities = [self._exact_capacity(n) for n in n_cells.values()]
+        self._set_capacities(self._streams_for(n_cells), capacities)
+
+    def _set_capacities(self, streams: Mapping[int, Stream], capacities: Sequence[int]) -> None:
+        """Change all or (CacheFull) none; streams become the memory of their sequences."""
+        started = time.perf_counter()
+        self.touch()
+        before = {seq_id: stream.capacity for seq_id, stream in streams.items()}
+        try:
+            _change_all(list(zip(streams.values(), capacities, strict=True)), self._budget)
+            self._streams |= streams
+        except BaseException:
+            for seq_id, stream in streams.items():
+                if seq_id not in self._streams:
+                    stream.set_capacity(0)
+            raise
+        self._record(before, time.perf_counter() - started)
+
+    def _n_spare(self, streams: Mapping[int, Stream], needed: Sequence[int]) -> int:
+        """Cells that each of the streams could have beyond ``needed``."""
+        n_bytes = self._budget.left() - _peak_bytes(list(zip(streams.values(), needed, strict=True)))
+        return max(n_bytes, 0) // self.bytes_per_cell // len(streams)
+
+    def _exact_capacity(self, n_cells: int) -> int:
+        return n_cells if self._options.dynamic else self._options.n_ctx
+
+    def _policy_capacity(self, stream: Stream, n_cells: int) -> int:
         if not self._options.dynamic:
             return self._options.n_ctx
-        if as_needed:
-            return n_cells
         growth = self._growth or parse_growth(stream.storage.default_growth)
         return growth.capacity_for(
             n_cells,
@@ -177,9 +203,7 @@ class Streams:
 
 def _change_all(changes: Sequence[CapacityChange], budget: Budget) -> None:
     """Growths come first, after the budget agreed to all of them; what undoes them, a shrink, cannot fail."""
-    refusal = budget.refusal(_peak_bytes(changes))
-    if refusal:
-        raise refusal
+    budget.require(_peak_bytes(changes))
     grown: list[CapacityChange] = []
     try:
         for stream, capacity in changes:

@@ -39,6 +39,8 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.conn.their_state is h11.MUST_CLOSE:
+            return  # what follows the last request of a connection must not spoil its answer
         super().data_received(data)
         # A body that is not answered yet is waited for by ``LimitClient``.
         answered_early = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
@@ -69,7 +71,9 @@ class Connection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             response = error.response()
             head = h11.Response(status_code=error.status, headers=[*response.raw_headers, (b"connection", b"close")])
-            for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
+            asked_for_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+            body = b"" if asked_for_head else bytes(response.body)
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None:
             self.cycle.disconnected = True  # or it would answer too

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -29,6 +29,11 @@ def _encodable_members(members: Any) -> Any:
     return members
 
 
+def _whole_number(value: Any) -> Any:
+    """JSON does not tell 3.0 from 3."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _not_zero(n_predict: int) -> int:
     if n_predict == 0:
         raise ValueError("a reply of 0 tokens is none; -1 sets no bound")
@@ -36,12 +41,15 @@ def _not_zero(n_predict: int) -> int:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
-TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
-MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Int = Annotated[int, BeforeValidator(_whole_number)]
+TokenId = Annotated[Int, Field(ge=0, le=INT32_MAX)]
+MaxTokens = Annotated[Int, Field(ge=1, le=INT32_MAX)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
+    """JSON's types, and no guesses: ``true`` is no token and ``"3"`` no number."""
+
+    model_config = ConfigDict(allow_inf_nan=False, strict=True)
 
 
 class OpenBody(Body):
@@ -73,22 +81,22 @@ class GenerationRequest(Body):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    n: Int | None = Field(None, ge=1, le=MAX_CHOICES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: Text | list[Text] | None = None
     max_tokens: MaxTokens | None = None
-    n_predict: Annotated[int, Field(ge=-1, le=INT32_MAX), AfterValidator(_not_zero)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    n_predict: Annotated[Int, Field(ge=-1, le=INT32_MAX), AfterValidator(_not_zero)] | None = None
+    seed: Int | None = Field(None, ge=-(2**63), lt=2**64)
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = Field(None, le=INT32_MAX)
+    top_k: Int | None = Field(None, le=INT32_MAX)
     min_p: float | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    repeat_last_n: int | None = Field(None, le=INT32_MAX)
-    logit_bias: dict[TokenId, float] | None = None
+    repeat_last_n: Int | None = Field(None, le=INT32_MAX)
+    logit_bias: dict[Annotated[TokenId, Field(strict=False)], float] | None = None
     ignore_eos: bool | None = None
 
     @property
@@ -158,7 +166,7 @@ class ChatRequest(GenerationRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, le=INT32_MAX)
+    top_logprobs: Int | None = Field(None, le=INT32_MAX)
     chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
 
     @property
@@ -175,8 +183,8 @@ class ChatRequest(GenerationRequest):
 
 class CompletionRequest(GenerationRequest):
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
-    logprobs: int | None = Field(None, le=INT32_MAX)
-    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    logprobs: Int | None = Field(None, le=INT32_MAX)
+    best_of: Int | None = Field(None, ge=1, le=MAX_CHOICES)
 
 
 class TokenizeRequest(Body):
@@ -198,7 +206,7 @@ class SlotFileRequest(Body):
 class MemoryRequest(Body):
     """One wish: ``n_cells``, ``shrink``, or ``budget``."""
 
-    n_cells: int | None = Field(None, ge=1, le=INT32_MAX)
+    n_cells: Int | None = Field(None, ge=1, le=INT32_MAX)
     shrink: Literal[True] | None = None
     budget: Text | None = None
 

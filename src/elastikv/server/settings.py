@@ -16,7 +16,7 @@ class ServerSettings:
     """
     allowed_hosts: further names of the server, ``*.example.com`` for all below one, ``*`` for any.
     cors_origins: origins, such as ``https://example.com``, whose pages may use it.
-    timeout: seconds for the reading of a request, and for one blocked write.
+    timeout: seconds for the wait for a head or a body, and for one blocked write.
     drain: seconds that running replies get when the server is told to end. The default leaves half of docker's ten
         seconds to the writing of parked sessions.
     sampling: where a request is silent. Without ``max_tokens`` a reply ends at ``n_ctx``.

@@ -105,12 +105,12 @@ class CopyStorage:
     def shrink(self, capacity: int, n_keep: int) -> None:
         if not n_keep <= capacity < self.capacity:
             raise ValueError(f"cannot shrink from {self.capacity} to {capacity} rows, {n_keep} of them in use")
-        self.capacity = capacity
         self.generation += 1
         try:
+            self.capacity = capacity
             self._cut_all(capacity, n_keep)
         except BaseException:
-            self._cut_all(capacity, n_keep)  # interrupted: a shrink never fails, so it is done to the end
+            self._cut_all(self.capacity, n_keep)  # interrupted: a shrink never fails, so it is done to the end
             raise
 
     def release_front(self, layer: int, n_rows: int) -> int:

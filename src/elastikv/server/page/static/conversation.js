@@ -11,7 +11,8 @@ export class Conversation {
     const template = document.getElementById("conversation");
     this.element = template.content.firstElementChild.cloneNode(true);
     this.title = this.element.querySelector("h2");
-    this.title.textContent = `Conversation ${number}`;
+    this.name = `Conversation ${number}`;
+    this.title.textContent = this.name;
     this.messages = this.element.querySelector(".messages");
     this.input = this.element.querySelector("textarea");
     this.sendButton = this.element.querySelector(".send");
@@ -43,16 +44,16 @@ export class Conversation {
     this.input.value = "";
     if (!this.history.length) this.title.textContent = text;
     this.history.push({ role: "user", content: text });
-    this.add("user", text);
+    const question = this.add("user", text);
     this.setRunning(new AbortController());
     try {
-      await this.reply(this.running.signal);
+      await this.reply(question, this.running.signal);
     } finally {
       this.setRunning(null);
     }
   }
 
-  async reply(signal) {
+  async reply(question, signal) {
     const message = this.add("assistant writing", "");
     let text = "";
     let last = null;
@@ -71,11 +72,21 @@ export class Conversation {
     }
     message.classList.remove("writing");
     // What has been said belongs to the conversation, also when it was stopped.
-    this.history.push({ role: "assistant", content: text });
+    if (failure && !text && !signal.aborted) this.takeBack(question, message);
+    else this.history.push({ role: "assistant", content: text });
     if (signal.aborted) this.note("stopped");
     else if (failure) this.add("error", failure.message);
     else if (last) this.note(numbers(last, usage));
     if (last?.warning) this.add("error", last.warning);
+  }
+
+  /** A turn that was refused never was, or every later one would be refused with it: its text is back in the box. */
+  takeBack(question, answer) {
+    const { content } = this.history.pop();
+    this.input.value = [content, this.input.value].filter(Boolean).join("\n");
+    if (!this.history.length) this.title.textContent = this.name;
+    question.remove();
+    answer.remove();
   }
 
   body() {

@@ -126,7 +126,8 @@ function fillRow(row, session, largest, nCtx) {
   set(".saved", `static ${bytes(session.static_bytes)}`);
   const share = (part, whole) => `${whole ? Math.min(100, (100 * part) / whole) : 0}%`;
   row.querySelector(".capacity").style.width = share(session.committed_bytes, largest);
-  row.querySelector(".fill").style.width = share(session.used_bytes, session.committed_bytes);
+  // By cells: a fixed state is all in use from the first token on, and says nothing about what is left to fill.
+  row.querySelector(".fill").style.width = share(session.used_cells, session.capacity_cells);
 }
 
 function eventRow(event, clock) {
