@@ -303,7 +303,7 @@ for seed in range(10_000):
 def test_a_writer_that_is_killed_leaves_nothing_broken(rig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Killed at some moment of writing one session after the other; what is found afterwards is whole."""
     tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), *sys.path])}
     writer = subprocess.Popen(
         [sys.executable, "-c", _PARK_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     )
