@@ -23,13 +23,13 @@ import torch
 from numba import prange
 
 from elastikv.batch import Span, UBatch
-from elastikv.kernels.base import PackedTensor, Weight
+from elastikv.kernels import quants
 from elastikv.kernels.cpu import CpuKernels, decode_attention, set_threads
 from elastikv.kernels.cpu.jit import kernel
 from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
+from elastikv.kernels.weights import PackedTensor, Weight
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
-from elastikv.weights import quants
 
 READ_BYTES = 1 << 28
 

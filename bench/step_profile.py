@@ -23,7 +23,7 @@ import numpy as np
 from elastikv import LLM
 from elastikv.batch import Batch, SeqTokens
 from elastikv.kernels.cpu.backend import CpuKernels
-from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
+from elastikv.kernels.cpu.fused import FusedAttention, FusedDeltaNet, FusedMlp
 from elastikv.kernels.cpu.linear import LinearKernel
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,10 +60,10 @@ class Clock:
 
 
 def install(clock: Clock) -> None:
-    """Kernels tell the time once ``running``; whole layers, inside which nothing can be timed, then step back."""
-    for bound in (BoundAttention, BoundDeltaNet, BoundMlp):
-        whole = bound.__call__
-        bound.__call__ = lambda *args, whole=whole: not clock.running and whole(*args)  # type: ignore[method-assign]
+    """Kernels tell the time once ``running``; layers, inside whose one call nothing can be timed, are then composed."""
+    for layer in (FusedAttention, FusedDeltaNet, FusedMlp):
+        whole, composed = layer.__call__, layer.__base__.__call__
+        layer.__call__ = lambda *args, whole=whole, composed=composed: (composed if clock.running else whole)(*args)
     for kernel in KERNELS:
         setattr(CpuKernels, kernel, clock.timed(getattr(CpuKernels, kernel), lambda *_, kernel=kernel: kernel))
     LinearKernel.__call__ = clock.timed(  # type: ignore[method-assign]

@@ -7,9 +7,9 @@ import torch
 from cpu_cases import cpu, poisoned
 from support.gguf_files import K_QUANTS, random_blocks
 
-from elastikv.kernels.base import PackedTensor, Weight
+from elastikv.kernels import quants
 from elastikv.kernels.cpu import linear
-from elastikv.weights import quants
+from elastikv.kernels.weights import PackedTensor, Weight
 
 FORMATS = ["f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

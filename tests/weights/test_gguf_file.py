@@ -15,9 +15,8 @@ from support.gguf_files import K_QUANTS, random_blocks, rewrite
 from support.tiny_models import ARCHITECTURES, tiny_model
 
 from elastikv.errors import CorruptFile, UnsupportedModel
-from elastikv.kernels import select_kernels
+from elastikv.kernels import quants, select_kernels
 from elastikv.models import llama, load_model, qwen3_5
-from elastikv.weights import quants
 from elastikv.weights.gguf_export import export_gguf, main
 from elastikv.weights.gguf_file import GGUFFile
 from elastikv.weights.gguf_layout import places
@@ -120,7 +119,7 @@ def test_only_the_rounding_of_blocks_sets_a_packed_file_apart(arch: str, tmp_pat
     source = _Rounded(folder)
     kernels = select_kernels("reference")
     build = qwen3_5.build if arch == "qwen3_5" else llama.build
-    model = build(source.config, WeightLoader(source, kernels))
+    model = build(source.config, WeightLoader(source), kernels)
     rounded = decode(model, open_memory(model), {0: PROMPT})[0]
     path = export_gguf(folder, tmp_path / "model.gguf", "q4_0")
     torch.testing.assert_close(_logits(path, quantize="none"), rounded, rtol=0, atol=1e-5)

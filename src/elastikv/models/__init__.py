@@ -57,10 +57,10 @@ def load_model(
         model, tokenizer = fallback.load(folder, config, dtype, quantize)
         return LoadedModel(model, tokenizer, config)
     try:
-        loader = WeightLoader(source, kernels, dtype=dtype, quantize=quantize, progress=progress)
+        loader = WeightLoader(source, dtype=dtype, quantize=quantize, progress=progress)
         tokenizer = source.tokenizer()
         _, build = _architecture(source.config.architecture)
-        return LoadedModel(build(source.config, loader), tokenizer, source.config)
+        return LoadedModel(build(source.config, loader, kernels), tokenizer, source.config)
     finally:
         source.close()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
+from elastikv.kernels.base import Kernels, Sublayer
+from elastikv.kernels.rope import Rope
+from elastikv.kernels.weights import LinearWeights, MlpWeights, Norms
 from elastikv.memory.base import LayerMemory
 from elastikv.models.base import ModelInfo
-from elastikv.models.decoder import Block, Decoder, Mixer
-from elastikv.models.rope import Rope
+from elastikv.models.decoder import Block, Decoder
+from elastikv.models.rope import make_rope
 from elastikv.weights import own_memory
 from elastikv.weights.config import ModelConfig
 from elastikv.weights.loader import WeightLoader
@@ -18,15 +19,16 @@ from elastikv.weights.loader import WeightLoader
 def build_decoder(
     config: ModelConfig,
     loader: WeightLoader,
+    kernels: Kernels,
     memory_layers: Sequence[LayerMemory],
-    build_mixer: Callable[[int], Mixer],
+    build_mixer: Callable[[int, Norms, Rope], Sublayer],
 ) -> Decoder:
     """``build_mixer(layer)`` reads the mixer of a layer. Raises CorruptFile where a tensor is missing."""
-    table = (config.n_vocab, config.hidden_size)
-    embedding = loader.embedding("model.embed_tokens", table)
-    blocks = [_read_block(config, loader, layer, build_mixer) for layer in range(config.n_layers)]
+    table, rope = (config.n_vocab, config.hidden_size), make_rope(config.rope)
+    embedding = loader.matrix("model.embed_tokens", table)
+    blocks = [_read_block(config, loader, kernels, layer, rope, build_mixer) for layer in range(config.n_layers)]
     final_norm = loader.vector("model.norm.weight", (config.hidden_size,), offset=config.norm_offset)
-    head = loader.tied_linear(embedding) if config.tie_embeddings else loader.linear(["lm_head"], table)
+    head = LinearWeights.of([(embedding, None)]) if config.tie_embeddings else loader.linear(["lm_head"], table)
     own_memory.trim_heap()
     info = ModelInfo(
         architecture=config.architecture,
@@ -41,29 +43,35 @@ def build_decoder(
     return Decoder(
         info,
         memory_layers,
-        embedding=embedding,
+        embedding=kernels.embedding_layer(embedding),
         blocks=blocks,
-        final_norm=final_norm,
-        head=head,
-        rope=Rope(config.rope),
-        rms_norm_eps=config.rms_norm_eps,
-        kernels=loader.kernels,
+        norm=Norms(final_norm, config.rms_norm_eps),
+        head=kernels.linear_layer(head),
+        kernels=kernels,
     )
 
 
-def _read_block(config: ModelConfig, loader: WeightLoader, layer: int, build_mixer: Callable[[int], Mixer]) -> Block:
+def _read_block(
+    config: ModelConfig,
+    loader: WeightLoader,
+    kernels: Kernels,
+    layer: int,
+    rope: Rope,
+    build_mixer: Callable[[int, Norms, Rope], Sublayer],
+) -> Block:
     own_memory.trim_heap()  # of what the layer before needed
     prefix = f"model.layers.{layer}."
     hidden, inner = config.hidden_size, config.intermediate_size
 
-    def norm(name: str) -> torch.Tensor:
-        return loader.vector(f"{prefix}{name}.weight", (hidden,), offset=config.norm_offset)
+    def norms(name: str) -> Norms:
+        weight = loader.vector(f"{prefix}{name}.weight", (hidden,), offset=config.norm_offset)
+        return Norms(weight, config.rms_norm_eps)
 
+    mixer = build_mixer(layer, norms("input_layernorm"), rope)
     gate_and_up = [prefix + "mlp.gate_proj", prefix + "mlp.up_proj"]
-    return Block(
-        input_norm=norm("input_layernorm"),
-        mixer=build_mixer(layer),
-        post_norm=norm("post_attention_layernorm"),
+    mlp = MlpWeights(
+        norms("post_attention_layernorm"),
         gate_up=loader.linear(gate_and_up, (2 * inner, hidden), bias=config.mlp_bias),
         down=loader.linear([prefix + "mlp.down_proj"], (hidden, inner), bias=config.mlp_bias),
     )
+    return Block(mixer, kernels.mlp_layer(mlp))

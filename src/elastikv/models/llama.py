@@ -5,10 +5,13 @@ They differ in biases (Qwen2), norms of q and k (Qwen3), windows (Mistral) and R
 
 from __future__ import annotations
 
+from elastikv.kernels.base import Kernels, Sublayer
+from elastikv.kernels.rope import Rope
+from elastikv.kernels.weights import Norms
 from elastikv.memory.base import KVLayer
 from elastikv.models.attention import read_attention
 from elastikv.models.build import build_decoder
-from elastikv.models.decoder import Decoder, Mixer
+from elastikv.models.decoder import Decoder
 from elastikv.weights.config import ModelConfig
 from elastikv.weights.loader import WeightLoader
 
@@ -20,8 +23,8 @@ def memory_layers(config: ModelConfig) -> list[KVLayer]:
     ]
 
 
-def build(config: ModelConfig, loader: WeightLoader) -> Decoder:
-    def mixer(layer: int) -> Mixer:
-        return read_attention(config, loader, layer, ordinal=layer)
+def build(config: ModelConfig, loader: WeightLoader, kernels: Kernels) -> Decoder:
+    def mixer(layer: int, norms: Norms, rope: Rope) -> Sublayer:
+        return kernels.attention_layer(read_attention(config, loader, layer, norms, rope), layer)
 
-    return build_decoder(config, loader, memory_layers(config), mixer)
+    return build_decoder(config, loader, kernels, memory_layers(config), mixer)

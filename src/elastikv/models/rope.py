@@ -1,4 +1,4 @@
-"""Rotary position embedding: frequencies under each scaling, and K moved to other positions."""
+"""Frequencies of rotary position embedding under each scaling."""
 
 from __future__ import annotations
 
@@ -6,34 +6,12 @@ import math
 
 import torch
 
+from elastikv.kernels.rope import Rope
 from elastikv.weights.config import RopeConfig
 
 
-class Rope:
-    """inv_freq: f32 ``[dim / 2]``, radians per position; attention_factor: multiplies cos and sin."""
-
-    def __init__(self, config: RopeConfig) -> None:
-        self.dim = config.dim
-        self.inv_freq = _frequencies(config)
-        self.attention_factor = _attention_factor(config)
-
-    def angles(self, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """cos and sin ``[n, dim / 2]`` of int64 positions ``[n]``, in f32 as the models were trained."""
-        torch.mul(positions.unsqueeze(1).to(torch.float32), self.inv_freq, out=sin)
-        torch.cos(sin, out=cos)
-        torch.sin(sin, out=sin)
-        if self.attention_factor != 1.0:
-            cos.mul_(self.attention_factor)
-            sin.mul_(self.attention_factor)
-
-    def rotate_k(self, layer: int, k: torch.Tensor, delta: int) -> torch.Tensor:
-        """K ``[n, heads, d]`` as if computed ``delta`` positions later: rotations add up. All layers rotate alike."""
-        angle = self.inv_freq * delta
-        cos, sin = angle.cos(), angle.sin()
-        half = self.dim // 2
-        first, second = k[..., :half], k[..., half : self.dim]
-        moved = (first * cos - second * sin, second * cos + first * sin, k[..., self.dim :])
-        return torch.cat(moved, dim=-1)
+def make_rope(config: RopeConfig) -> Rope:
+    return Rope(_frequencies(config), _attention_factor(config))
 
 
 def _frequencies(config: RopeConfig) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from elastikv.kernels.base import PackedTensor, Weight
+from elastikv.kernels.weights import PackedTensor, Weight
 from elastikv.weights.config import DeltaNetConfig, ModelConfig, RopeConfig
 from elastikv.weights.tokenizer import Tokenizer
 

@@ -16,7 +16,8 @@ import torch
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType
 
 from elastikv.errors import InvalidRequest
-from elastikv.weights import gguf_config, quants
+from elastikv.kernels import quants
+from elastikv.weights import gguf_config
 from elastikv.weights.config import ModelConfig
 from elastikv.weights.gguf_layout import GGUF_ARCHITECTURES, Place, places
 from elastikv.weights.gguf_vocab import write_vocab

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from elastikv.errors import CorruptFile, UnsupportedModel
-from elastikv.kernels.base import PackedTensor
-from elastikv.weights import gguf_config, quants
+from elastikv.kernels import quants
+from elastikv.kernels.weights import PackedTensor
+from elastikv.weights import gguf_config
 from elastikv.weights.gguf_header import GGUFHeader, StoredTensor, read_header
 from elastikv.weights.gguf_layout import Place, places
 from elastikv.weights.gguf_tokenizer import read_gguf_tokenizer

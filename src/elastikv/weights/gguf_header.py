@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from elastikv.errors import CorruptFile, InvalidRequest, UnsupportedModel
-from elastikv.weights.quants import row_bytes
+from elastikv.kernels.quants import row_bytes
 
 _VERSIONS = (2, 3)
 _MAX_DIMS = 4

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from elastikv.errors import CorruptFile, ModelError
-from elastikv.kernels.base import PackedTensor
+from elastikv.kernels.weights import PackedTensor
 from elastikv.weights.hf_config import read_hf_config
 from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
 

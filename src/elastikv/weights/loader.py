@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from elastikv.errors import CorruptFile, InvalidRequest
-from elastikv.kernels.base import Kernels, PackedTensor, Weight
-from elastikv.weights import own_memory, quants
+from elastikv.kernels import quants
+from elastikv.kernels.weights import LinearWeights, PackedTensor, Weight
+from elastikv.weights import own_memory
 from elastikv.weights.base import TensorSource
-from elastikv.weights.linear import Embedding, FusedLinear
 
 DType = Literal["auto", "f32", "bf16", "f16"]
 Progress = Callable[[int, int], None]
@@ -31,7 +31,6 @@ class WeightLoader:
     def __init__(
         self,
         source: TensorSource,
-        kernels: Kernels,
         *,
         dtype: str = "auto",
         quantize: str | None = None,
@@ -42,7 +41,6 @@ class WeightLoader:
         if quantize not in (None, "none", *quants.TARGETS):
             raise InvalidRequest(f"quantize must be none, {' or '.join(quants.TARGETS)}, got {quantize!r}")
         self.source = source
-        self.kernels = kernels
         self._dtype = _DTYPES.get(dtype)
         self._quantize = quantize
         self._progress = progress
@@ -64,7 +62,7 @@ class WeightLoader:
         bias: bool = False,
         order: torch.Tensor | None = None,
         exact: Sequence[str] = (),
-    ) -> FusedLinear:
+    ) -> LinearWeights:
         """Matrices ``{name}.weight`` stacked by rows to ``shape``, with ``{name}.bias`` if asked.
 
         order: of the stacked rows, instead of the file's. exact: names that are never quantised, since
@@ -86,17 +84,14 @@ class WeightLoader:
             parts.append((weight, None if biases is None else biases[start:stop]))
             start = stop
         self.weight_bytes += sum(weight.nbytes for weight, _ in parts)
-        return FusedLinear(parts, self.kernels)
+        return LinearWeights.of(parts)
 
-    def tied_linear(self, embedding: Embedding) -> FusedLinear:
-        """The embedding's own matrix as an output layer; no copy."""
-        return FusedLinear([(embedding.weight, None)], self.kernels)
-
-    def embedding(self, name: str, shape: tuple[int, int]) -> Embedding:
+    def matrix(self, name: str, shape: tuple[int, int]) -> Weight:
+        """One matrix, such as the embedding's, ``{name}.weight``."""
         (weight,) = self._fuse([self._matrix(f"{name}.weight", quantize=True)])
         self._check(name, tuple(weight.shape), shape)
         self.weight_bytes += weight.nbytes
-        return Embedding(weight)
+        return weight
 
     def vector(self, name: str, shape: tuple[int, ...], *, offset: float = 0.0) -> torch.Tensor:
         """A small tensor in f32, ``offset`` added."""

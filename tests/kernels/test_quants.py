@@ -10,7 +10,7 @@ from gguf import quants as gguf_quants
 from support.gguf_files import K_QUANTS, random_blocks
 
 from elastikv.errors import InvalidRequest, UnsupportedModel
-from elastikv.weights import quants
+from elastikv.kernels import quants
 
 
 @pytest.fixture(autouse=True)
