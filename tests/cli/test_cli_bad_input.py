@@ -29,6 +29,13 @@ def test_a_folder_without_weights(elastikv, model_path, tmp_path):
     assert_one_line(elastikv("run", "-m", tmp_path, *RUN), str(tmp_path), "weights")
 
 
+def test_text_for_a_folder_without_tokenizer(elastikv, model_path, tmp_path):
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(model_path / file, tmp_path)
+    assert_one_line(elastikv("run", "-m", tmp_path, *RUN), "came without a tokenizer")
+    assert_one_line(elastikv("chat", "-m", tmp_path, "--kernels", "reference"), "no chat template")
+
+
 def test_a_folder_without_config(elastikv, tmp_path):
     assert_one_line(elastikv("run", "-m", tmp_path, *RUN), "config.json")
 

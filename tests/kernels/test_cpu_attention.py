@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from cpu_cases import cpu, exact_attention, filled_cache, poisoned, ubatch_of
 
-from elastikv.kernels.cpu import CpuKernels
+from elastikv.kernels.cpu import CpuKernels, prefill_attention
 from elastikv.kernels.reference import ReferenceKernels
 from elastikv.memory import KVLayer
 from elastikv.memory.base import CellType
@@ -114,6 +115,20 @@ def test_scores_too_large_for_exp() -> None:
         q = torch.randn(ubatch.n_tokens, 2, 64)
         out = cpu().attention(q, cache, 0, ubatch, 40.0, poisoned(ubatch.n_tokens, 2, 64))
         torch.testing.assert_close(out.double(), exact_attention(q, cache, ubatch, 40.0), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [0, 21])
+def test_weights_of_masked_scores_are_zero(window: int) -> None:
+    """Not merely small: what they are multiplied with would make denormals, which some processors are slow at."""
+    n_rows, n, position, dv = 40, 70, 30, 16  # rows are queries 30 .. 69, and the block of cells is 0 .. 69
+    scores, sums = np.full((n_rows, n), 3.0, np.float32), np.zeros((n_rows, dv), np.float32)
+    state = np.concatenate([np.full(n_rows, -1e30, np.float32), np.zeros(n_rows, np.float32)])
+    at_scores, at_sums, at_state = (array.ctypes.data for array in (scores, sums, state))
+    prefill_attention._softmax(at_scores, n_rows, n, 1, position, 0, window, at_sums, dv, at_state)
+    cell, query = np.arange(n)[None], position + np.arange(n_rows)[:, None]
+    seen = (cell <= query) & (cell > query - window if window else True)
+    assert np.array_equal(scores, seen.astype(np.float32))
+    assert np.array_equal(state[n_rows:], seen.sum(1))
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

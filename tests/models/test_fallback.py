@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from support.tiny_architectures import ARCHITECTURES, WINDOW, parametrised, tiny_config
 from support.tiny_models import N_VOCAB, tiny_tokenizer
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from elastikv import LLM, SamplingParams
 from elastikv.errors import CorruptFile, InvalidRequest, UnsupportedModel
@@ -103,6 +104,24 @@ def test_memory_is_told_from_the_config_alone(model_type: str, folders: Any) -> 
     folder, _ = folders(model_type)
     with LLM(folder, n_ctx=64) as llm:
         assert list(memory_layers(read_config(folder / "config.json"))) == list(llm.model.memory_layers)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "qwen3_moe"])
+def test_what_a_config_leaves_out_is_what_transformers_has(model_type: str, tmp_path: Path) -> None:
+    small = {"model_type": model_type, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(small))
+    left_out = read_config(tmp_path)
+    AutoConfig.for_model(**small).save_pretrained(tmp_path)
+    written = read_config(tmp_path)
+    assert list(memory_layers(left_out)) == list(memory_layers(written))
+    assert (left_out.n_ctx_train, left_out.eos_token_ids) == (written.n_ctx_train, written.eos_token_ids)
+
+
+def test_a_field_that_transformers_refuses_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gemma2", "hidden_size": "x"}')
+    with pytest.raises(CorruptFile, match="'hidden_size' expected int, got str") as caught:
+        read_config(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_layers_of_a_hybrid(folders: Any) -> None:

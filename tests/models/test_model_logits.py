@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,28 @@ def test_variants_of_the_architectures(variant: str, tmp_path: Path) -> None:
     wanted = peer_logits(peer, ids)
     assert_close(decode(model, memory, {0: ids[:-1]}, n_ubatch=32)[0], wanted[:-1], arch)
     assert_close(decode(model, memory, {0: ids[-1:]})[0], wanted[-1:], arch)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "qwen3_5"])
+def test_partial_rotation_is_ignored_where_transformers_ignores_it(arch: str, tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    peer = tiny_transformers_model(arch, rope_parameters=rope)
+    model = load(tiny_model(arch, tmp_path, rope_parameters=rope)).model
+    ids = random_ids(40, N_VOCAB)
+    assert_close(decode(model, open_memory(model), {0: ids})[0], peer_logits(peer, ids), arch)
+
+
+def test_a_config_that_leaves_out_its_class_defaults(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "sliding_window": 4096}
+    peer = tiny_transformers_model("mistral", **heads)
+    defaults = type(peer.config)().to_dict()
+    written = {key: value for key, value in peer.config.to_dict().items() if value != defaults.get(key)}
+    assert not {"num_key_value_heads", "sliding_window", "hidden_act", "tie_word_embeddings"} & written.keys()
+    path = tiny_model("mistral", tmp_path, **heads)
+    (path / "config.json").write_text(json.dumps({**written, "model_type": "mistral"}))
+    model = load(path).model
+    ids = random_ids(40, N_VOCAB)
+    assert_close(decode(model, open_memory(model), {0: ids})[0], peer_logits(peer, ids), "mistral")
 
 
 def test_text_model_of_a_vision_language_checkpoint(tmp_path: Path) -> None:

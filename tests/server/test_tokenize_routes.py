@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from fake_engine import FakeAsyncLLM
 from running import RunningServer
+
+from elastikv.weights.tokenizer import Tokenizer
 
 
 def test_there_and_back(server: RunningServer) -> None:
@@ -20,3 +23,18 @@ def test_tokens_that_do_not_exist(server: RunningServer, tokens: object) -> None
     response = server.post("/detokenize", tokens=tokens)
     assert response.status_code == 400
     assert response.json()["error"]["param"].startswith("tokens")
+
+
+def test_a_model_without_a_tokenizer(engine: FakeAsyncLLM, server: RunningServer) -> None:
+    """What needs text is refused in one sentence."""
+    engine.llm.tokenizer = Tokenizer(None)
+    for path, body in (
+        ("/tokenize", {"content": "x"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/v1/completions", {"model": "m", "prompt": "x"}),
+    ):
+        response = server.post(path, **body)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].startswith("this model came without a tokenizer: give token ids")
+    assert server.post("/v1/chat/completions", messages=[{"role": "user", "content": "x"}]).status_code == 400
+    assert server.http.get("/props").json()["chat_template"] is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,16 @@ def rewrite(
     out: Path,
     *,
     metadata: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
     tensor: Callable[[str, np.ndarray], tuple[np.ndarray, str] | None] = lambda name, data: None,
 ) -> Path:
-    """Copy an f32 GGUF; ``metadata`` replaces values by key, ``tensor`` gives other bytes and their type."""
+    """Copy an f32 GGUF; ``metadata`` replaces values by key, ``without`` drops keys, ``tensor`` the bytes and type."""
     reader = GGUFReader(source)
     changed = dict(metadata or {})
     architecture = changed.pop("general.architecture", reader.fields["general.architecture"].contents())
     writer = GGUFWriter(out, architecture)
     for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
+        if key.startswith("GGUF.") or key == "general.architecture" or key in without:
             continue
         array = field.types[0] == GGUFValueType.ARRAY
         value = changed.pop(key, field.contents())

@@ -1,6 +1,6 @@
 """llama.cpp's answers about a GGUF, from the xllamacpp package, in a process of its own.
 
-Run as a script it reads ``{"path", "prompts", "texts"}`` as JSON from its first argument and prints
+Run as a script it reads ``{"path", "prompts", "texts"}`` as JSON from standard input and prints
 ``{"logprobs": [[per token id] per prompt], "tokens": [[ids] per text]}``.
 """
 
@@ -19,7 +19,7 @@ _NOT_THE_END = 40
 def ask_llama_cpp(path: Path, prompts: list[list[int]], texts: list[str]) -> dict[str, Any]:
     """Log-probabilities of every next token after each prompt, and the tokens of each text."""
     question = json.dumps({"path": str(path), "prompts": prompts, "texts": texts})
-    done = subprocess.run([sys.executable, __file__, question], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, __file__], input=question, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -67,7 +67,7 @@ def _tokens(server: Any, text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    asked = json.loads(sys.argv[1])
+    asked = json.load(sys.stdin)
     running = _start(asked["path"])
     answers = {
         "logprobs": [_logprobs(running, prompt) for prompt in asked["prompts"]],

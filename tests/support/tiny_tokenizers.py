@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from support.fuzzed_texts import fuzzed_texts
 from support.tiny_models import N_VOCAB
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
@@ -45,6 +46,21 @@ def byte_level_tokenizer(name: str) -> Tokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator(TEXTS * 4, trainer)
+    return bpe
+
+
+def uncut_tokenizer(n_vocab: int) -> Tokenizer:
+    """Merges bytes across every place where a text may be cut: a cut in another place gives other tokens."""
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_vocab,
+        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=16,
+        show_progress=False,
+    )
+    bpe.train_from_iterator(fuzzed_texts(4000, seed=1), trainer)
     return bpe
 
 

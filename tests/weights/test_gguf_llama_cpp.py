@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from support.forward import decode, open_memory, random_ids
+from support.fuzzed_texts import fuzzed_texts
 from support.gguf_files import K_QUANTS, random_blocks, rewrite
 from support.llama_cpp import ask_llama_cpp
 from support.tiny_models import tiny_model
-from support.tiny_tokenizers import TEXTS, begin_with, byte_level_tokenizer, replace_tokenizer, sentencepiece_tokenizer
-from tokenizers import Tokenizer
+from support.tiny_tokenizers import TEXTS, begin_with, replace_tokenizer, sentencepiece_tokenizer, uncut_tokenizer
 
 from elastikv.kernels import select_kernels
 from elastikv.models import load_model
 from elastikv.weights.gguf_export import export_gguf
 from elastikv.weights.gguf_file import GGUFFile
+from elastikv.weights.gguf_tokenizer import NORMALISED, SPLITS
 
 pytest.importorskip("xllamacpp", reason="compares with llama.cpp, from the xllamacpp package: not installed")
 
@@ -87,22 +88,47 @@ def test_k_quants_mean_what_llama_cpp_reads_in_them(kind: str, tmp_path: Path) -
     assert error < 0.03
 
 
-def _assert_same_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    folder = tiny_model("llama", tmp_path / "model")
-    replace_tokenizer(folder, tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    path = export_gguf(folder, tmp_path / "model.gguf")
-    ours = GGUFFile(path).tokenizer()
-    # Qwen's tokenizers compose characters first, which llama.cpp leaves out.
-    texts = [unicodedata.normalize("NFC", text) for text in TEXTS]
-    assert [ours.encode(text) for text in texts] == ask_llama_cpp(path, [], texts)["tokens"]
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF whose tokens show every cut."""
+    tmp_path = tmp_path_factory.mktemp("uncut")
+    folder = tiny_model("llama", tmp_path / "model", vocab_size=3072, num_hidden_layers=1)
+    replace_tokenizer(folder, uncut_tokenizer(3000), bos_token="<s>", eos_token="</s>")
+    return export_gguf(folder, tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("split", ["qwen2", "qwen35", "llama-bpe", "tekken", "smollm", "gpt-2"])
-def test_byte_level_tokens_are_llama_cpps(split: str, tmp_path: Path) -> None:
-    _assert_same_tokens(byte_level_tokenizer(split), tmp_path)
+@pytest.mark.parametrize("split", [*SPLITS, None])
+def test_texts_are_cut_as_llama_cpp_cuts_them(split: str | None, uncut: Path, tmp_path: Path) -> None:
+    """Every kind of pre-tokenizer that is accepted, and a file that names none.
+
+    Qwen's tokenizers compose characters first, which llama.cpp leaves out.
+    """
+    key = "tokenizer.ggml.pre"
+    changes = {"metadata": {key: split}} if split else {"without": [key]}
+    path = rewrite(uncut, tmp_path / "model.gguf", **changes)
+    texts = [unicodedata.normalize("NFC", text) if split in NORMALISED else text for text in fuzzed_texts(400)]
+    _assert_same_tokens(path, texts)
+
+
+def test_a_cut_in_another_place_would_show(uncut: Path) -> None:
+    file, ways = GGUFFile(uncut), set()
+    for split in SPLITS:
+        file.header.metadata["tokenizer.ggml.pre"] = split
+        tokenizer = file.tokenizer()
+        tokenizer.backend.normalizer = None
+        ways.add(str([tokenizer.encode(text, add_special=False) for text in fuzzed_texts(400)]))
+    assert len(ways) == len(set(SPLITS.values()))
+
+
+def _assert_same_tokens(path: Path, texts: list[str]) -> None:
+    ours, theirs = GGUFFile(path).tokenizer(), ask_llama_cpp(path, [], texts)["tokens"]
+    differing = [text for text, tokens in zip(texts, theirs, strict=True) if ours.encode(text) != tokens]
+    assert not differing
 
 
 @pytest.mark.parametrize("starts_with_space", [True, False])
 def test_sentencepiece_tokens_are_llama_cpps(starts_with_space: bool, tmp_path: Path) -> None:
-    tokenizer = sentencepiece_tokenizer(starts_with_space=starts_with_space)
-    _assert_same_tokens(begin_with(tokenizer, "<s>"), tmp_path)
+    tokenizer = begin_with(sentencepiece_tokenizer(starts_with_space=starts_with_space), "<s>")
+    folder = tiny_model("llama", tmp_path / "model")
+    replace_tokenizer(folder, tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    _assert_same_tokens(export_gguf(folder, tmp_path / "model.gguf"), TEXTS + fuzzed_texts(400))

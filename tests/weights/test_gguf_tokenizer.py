@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 from elastikv.errors import CorruptFile, UnsupportedModel
 from elastikv.weights.gguf_export import export_gguf
 from elastikv.weights.gguf_file import GGUFFile
-from elastikv.weights.gguf_tokenizer import SPLITS
+from elastikv.weights.gguf_tokenizer import _TEKKEN_OWN, SPLITS
 from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
 
 
@@ -76,6 +76,14 @@ def test_gpt2s_own_split_is_known_without_a_pattern(tmp_path: Path) -> None:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     theirs, ours = _read(replace_tokenizer(tiny_model("qwen2", tmp_path / "model"), bpe), tmp_path)
     _assert_same(theirs, ours)
+
+
+def test_the_models_own_way_to_tell_case_has_the_name_of_llama_cpps(tmp_path: Path) -> None:
+    """llama.cpp's "tekken" tells upper from lower case in ASCII alone; elsewhere a folder and its GGUF may differ."""
+    folder = replace_tokenizer(tiny_model("llama", tmp_path / "model"), byte_level_tokenizer(_TEKKEN_OWN))
+    theirs, ours = _read(folder, tmp_path)
+    assert GGUFFile(tmp_path / "model.gguf").header.metadata["tokenizer.ggml.pre"] == "tekken"
+    assert ours.encode("camelCase, IT'S 12\n") == theirs.encode("camelCase, IT'S 12\n")
 
 
 def test_a_split_without_a_name_is_written_as_the_architectures(

@@ -185,13 +185,8 @@ def test_what_would_compute_something_else_is_refused(changes: dict[str, Any], p
     assert part in refused_config(tiny_model("llama", tmp_path), **changes)
 
 
-def test_config_that_lacks_a_field_or_is_no_json(tmp_path: Path) -> None:
+def test_config_that_is_no_json(tmp_path: Path) -> None:
     path = tiny_model("llama", tmp_path)
-    edit_config(path, hidden_act="silu")
-    config = json.loads((path / "config.json").read_text())
-    del config["hidden_size"]
-    (path / "config.json").write_text(json.dumps(config))
-    assert "lacks 'hidden_size'" in str(refusal(path))
     (path / "config.json").write_text("{")
     assert "cannot be read as JSON" in str(refusal(path))
 

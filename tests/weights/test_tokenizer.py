@@ -97,8 +97,24 @@ def test_template_and_tokens_from_the_tokenizer_config(folder: Path, tmp_path: P
     assert tokenizer.render_chat([]) == "<|endoftext|>ok"
 
 
-def test_missing_and_broken_tokenizers(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no tokenizer"):
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "qwen3_5"])
+def test_a_folder_without_a_vocabulary_has_no_tokenizer(arch: str, tmp_path: Path) -> None:
+    """transformers makes an empty one for some architectures, which would turn every text into nothing."""
+    path = tiny_model(arch, tmp_path)
+    (path / "tokenizer.json").unlink()
+    tokenizer = read_hf_tokenizer(path, (2,))
+    assert tokenizer.backend is None
+    assert tokenizer.eos_token_ids == (2,)
+    assert tokenizer.piece(3) == "token_id:3"
+    with pytest.raises(InvalidRequest, match="without a tokenizer"):
+        tokenizer.encode("x")
+    with pytest.raises(InvalidRequest, match="without a tokenizer"):
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_broken_tokenizers(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_text("")
+    with pytest.raises(ModelError, match="cannot read the tokenizer in this folder"):
         read_hf_tokenizer(tmp_path, ())
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CorruptFile, match="not a tokenizer"):

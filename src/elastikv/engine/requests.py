@@ -118,9 +118,9 @@ class Request:
     def _logprobs_of(self, token_id: int, logits: np.ndarray) -> TokenLogprobs:
         assert self._logprobs is not None
         logprob, top = top_logprobs(logits, token_id, self.params.logprobs or 0)
-        decode = self._tokenizer.decode
-        tops = tuple(TopLogprob(other, decode([other]), score) for other, score in top)
-        self._logprobs.append(TokenLogprobs(token_id, decode([token_id]), logprob, tops))
+        piece = self._tokenizer.piece
+        tops = tuple(TopLogprob(other, piece(other), score) for other, score in top)
+        self._logprobs.append(TokenLogprobs(token_id, piece(token_id), logprob, tops))
         return self._logprobs[-1]
 
     def _timings(self, now: float) -> Timings:

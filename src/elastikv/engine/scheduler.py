@@ -96,6 +96,8 @@ class Scheduler:
 
     def check(self, token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raise what makes a request impossible now and later: InvalidRequest, PromptTooLong, CacheFull."""
+        if params.stops:
+            self._tokenizer.require_backend()
         try:
             self._admission.check(token_ids, params)
         except CacheFull as refusal:

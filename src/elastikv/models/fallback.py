@@ -30,6 +30,7 @@ from elastikv.memory.base import LayerMemory, Memory
 from elastikv.models.base import ModelInfo
 from elastikv.models.config_identity import config_digest
 from elastikv.models.fallback_cache import LayerPlan, SequenceCache, plan_layers
+from elastikv.weights.hf_config import refused_by_transformers
 from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
 
 _DTYPES = {"auto": "auto", "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -54,7 +55,10 @@ class FallbackConfig:
 
 
 def read_config(path: Path, refusal: UnsupportedModel) -> FallbackConfig:
-    """The config in a folder, or a ``config.json``. Raises ``refusal`` where transformers cannot run it either."""
+    """The config in a folder, or a ``config.json``. Raises ``refusal`` where transformers cannot run it either.
+
+    Raises CorruptFile where its class refuses a field.
+    """
     if path.suffix == ".gguf":
         raise refusal
     folder = path if path.is_dir() else path.parent
@@ -62,6 +66,8 @@ def read_config(path: Path, refusal: UnsupportedModel) -> FallbackConfig:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError):
         raise refusal from None
+    except Exception as error:
+        raise refused_by_transformers(folder.resolve().name, error) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise refusal
     if getattr(config, "quantization_config", None) is not None:

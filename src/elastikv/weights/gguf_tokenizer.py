@@ -1,7 +1,7 @@
 """The tokenizer that a GGUF carries: vocabulary, merges or scores, and the name of how text is split before.
 
-Two kinds serve the architectures here. ``gpt2``: byte-level BPE; the splitting patterns are the models' own, by the
-name that llama.cpp gave them. ``llama``: SentencePiece BPE; a piece's score says how early it is merged.
+Two kinds serve the architectures here. ``gpt2``: byte-level BPE; texts are cut by the patterns that llama.cpp has under
+the name in the file. ``llama``: SentencePiece BPE; a piece's score says how early it is merged.
 transformers (5.23) builds tokenizers from GGUF files too, but reads the file again and ignores ``add_space_prefix``.
 """
 
@@ -27,12 +27,16 @@ _QWEN35 = (
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
-_TEKKEN = (
+_TEKKEN_TAIL = r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TEKKEN_OWN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _TEKKEN_TAIL
 )
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# llama.cpp knows upper and lower case in ASCII alone, and takes no marks for letters.
+_UPPER, _LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
+_TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*" + _TEKKEN_TAIL
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_GPT2 = _GPT2_WORDS + r"|\s+"
 
 SPLITS: dict[str, tuple[str, ...]] = {
     "qwen2": (_QWEN2,),
@@ -45,10 +49,17 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
     "smollm": (r"\p{N}", _GPT2),
     "gpt-2": (_GPT2,),
+    "default": (r"[\p{P}$+<=>^~|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9]{3}"),
 }
-"""``tokenizer.ggml.pre`` -> patterns that cut a text, one after the other."""
+"""``tokenizer.ggml.pre`` -> patterns that cut a text, one after the other, as llama.cpp does."""
 
-_NORMALISED = ("qwen2", "qwen35", "deepseek-r1-qwen")
+NAMES: dict[tuple[str, ...], str] = {(_TEKKEN_OWN,): "tekken"} | {
+    patterns: name for name, patterns in reversed(SPLITS.items())
+}
+"""A folder's patterns -> the name that a GGUF gives them."""
+
+NORMALISED = ("qwen2", "qwen35", "deepseek-r1-qwen")
+"""Compose characters before a text is cut, as the models' own tokenizers do and llama.cpp does not."""
 _WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")
 """Take a piece that is a token as it is, even where merges would not lead to it. These also begin with a BOS."""
 
@@ -89,7 +100,7 @@ def _value(header: GGUFHeader, key: str, default: Any = None) -> Any:
 
 
 def _byte_level(path: Path, header: GGUFHeader, tokens: list[str]) -> tokenizers.Tokenizer:
-    split = _value(header, "pre", "gpt-2")
+    split = _value(header, "pre", "default")
     if split not in SPLITS:
         raise UnsupportedModel(f"{path}: pre-tokenizer {split!r} is not supported; supported: {', '.join(SPLITS)}")
     vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
@@ -98,7 +109,7 @@ def _byte_level(path: Path, header: GGUFHeader, tokens: list[str]) -> tokenizers
     backend = tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=split in _WHOLE_WORDS_FIRST)
     )
-    if split in _NORMALISED:
+    if split in NORMALISED:
         backend.normalizer = normalizers.NFC()
     cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[split]]
     backend.pre_tokenizer = pre_tokenizers.Sequence(

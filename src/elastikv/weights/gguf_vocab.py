@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from elastikv.errors import UnsupportedModel
 from elastikv.weights.config import Architecture, ModelConfig
-from elastikv.weights.gguf_tokenizer import SPLITS
+from elastikv.weights.gguf_tokenizer import NAMES, SPLITS
 
 _LOG = logging.getLogger(__name__)
 _ASSUMED_SPLIT: dict[Architecture, str] = {
@@ -85,9 +85,8 @@ def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: Architecture
     """llama.cpp's name of the patterns; where it knows none, the architecture's, with a warning."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     patterns = tuple(step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {}))
-    for name, known in SPLITS.items():
-        if patterns == known:
-            return name
+    if patterns in NAMES:
+        return NAMES[patterns]
     if not patterns and any(step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps):
         return "gpt-2"
     assumed = _ASSUMED_SPLIT[architecture]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,25 @@ import tokenizers
 
 from elastikv.errors import CorruptFile, InvalidRequest, ModelError
 
+_log = logging.getLogger(__name__)
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 4
+_VOCABULARIES = ("*.model", "*vocab*", "*.tiktoken", "tekken.json")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class Tokenizer:
     """A tokenizer with the model's chat template.
 
-    ``special_tokens``: texts that the template may refer to, by their names in transformers (``"bos_token"``, ...).
+    ``backend``: None for a model that came without one: token ids come and go, and what needs text is refused with
+    InvalidRequest. ``special_tokens``: texts that the template may refer to, by their names in transformers
+    (``"bos_token"``, ...).
     """
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: tokenizers.Tokenizer | None,
         *,
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
@@ -37,25 +43,35 @@ class Tokenizer:
 
     @property
     def n_vocab(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return self.require_backend().get_vocab_size(with_added_tokens=True)
 
     @property
     def has_chat_template(self) -> bool:
         return self.chat_template is not None
 
+    def require_backend(self) -> tokenizers.Tokenizer:
+        """Raises InvalidRequest if the model came without one."""
+        if self.backend is None:
+            raise InvalidRequest("this model came without a tokenizer: give token ids, and no stop strings")
+        return self.backend
+
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """``add_special``: with what the model wants around a text, such as a beginning-of-text token."""
-        return self.backend.encode(text, add_special_tokens=add_special).ids
+        return self.require_backend().encode(text, add_special_tokens=add_special).ids
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
-        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special)
+        return self.require_backend().decode(list(token_ids), skip_special_tokens=skip_special)
+
+    def piece(self, token_id: int) -> str:
+        """The text of a single token; without a tokenizer ``"token_id:5"``, as vLLM names it."""
+        return f"token_id:{token_id}" if self.backend is None else self.decode([token_id])
 
     def token_id(self, token: str) -> int | None:
         """Id of exactly this token, None if there is none."""
-        return self.backend.token_to_id(token)
+        return self.require_backend().token_to_id(token)
 
-    def stream_decoder(self, skip_special: bool = True) -> StreamDecoder:
-        return StreamDecoder(self, skip_special)
+    def stream_decoder(self, skip_special: bool = True) -> StreamDecoder | NoText:
+        return NoText() if self.backend is None else StreamDecoder(self, skip_special)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
@@ -79,6 +95,7 @@ class Tokenizer:
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Tokens of the conversation, ready for the model's reply. The template writes special tokens itself."""
+        self.require_backend()
         return self.encode(self.render_chat(messages, **variables), add_special=False)
 
 
@@ -121,32 +138,50 @@ class StreamDecoder:
         return self._tokenizer.decode(token_ids, self._skip_special)
 
 
+class NoText:
+    """Stands for a ``StreamDecoder`` where there is no tokenizer."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
 def read_hf_tokenizer(folder: Path, eos_token_ids: Sequence[int]) -> Tokenizer:
-    """From ``tokenizer.json``, or, for older folders without one, from what transformers makes of the other files."""
+    """From ``tokenizer.json``, or, for older folders without one, from what transformers makes of the other files.
+
+    A folder with none of these gives a tokenizer without a backend. Raises ModelError, CorruptFile.
+    """
     config = _read_tokenizer_config(folder)
     special = {name: _token_text(config[name]) for name in _SPECIAL_NAMES if config.get(name)}
     backend = _read_backend(folder)
     eos = list(eos_token_ids)
-    if not eos and "eos_token" in special:
+    if backend is not None and not eos and "eos_token" in special:
         eos = [token for token in (backend.token_to_id(special["eos_token"]),) if token is not None]
     return Tokenizer(
         backend, eos_token_ids=eos, chat_template=_read_chat_template(folder, config), special_tokens=special
     )
 
 
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
+def _read_backend(folder: Path) -> tokenizers.Tokenizer | None:
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
             return tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises nothing narrower
             raise CorruptFile(f"{file}: not a tokenizer ({error})") from None
+    # Asked first, for transformers would make empty tokenizers of nothing.
+    if not any(True for pattern in _VOCABULARIES for _ in folder.glob(pattern)):
+        _log.warning("%s: no tokenizer in this folder; token ids are all that comes and goes", folder)
+        return None
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-    except (OSError, ValueError, AttributeError):
-        raise ModelError(f"{folder}: no tokenizer in this folder (tokenizer.json)") from None
+    except (OSError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{folder}: transformers cannot read the tokenizer in this folder ({reason})") from None
 
 
 def _read_tokenizer_config(folder: Path) -> dict[str, Any]:

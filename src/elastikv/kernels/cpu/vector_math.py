@@ -132,7 +132,7 @@ max_lanes = _reduction(lambda builder, a, b: _chosen(builder, ">", a, b))
 
 @intrinsic
 def _power_of_two(typing: Any, exponent: Any) -> Any:
-    """2 to a whole number in -126..127, by writing the exponent bits."""
+    """2 to a whole number in -126..127, by writing the exponent bits; 0 for -127."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         biased = builder.add(builder.fptosi(args[0], I32x16), ir.Constant(I32x16, [127] * LANES))
@@ -172,7 +172,8 @@ def store_sums(typing: Any, address: Any, a: Any, b: Any, c: Any, d: Any) -> Any
 
 
 # exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts so that r stays exact.
-_LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
+# The lowest x has n = -127: zero. A tiny number instead would make products with it denormal, and those slow.
+_LOWEST, _HIGHEST = np.float32(-88.0), np.float32(88.0)
 _LOG2_E = np.float32(1 / math.log(2))
 _LN2_HIGH = np.float32(0.693359375)
 _LN2_LOW = np.float32(math.log(2) - 0.693359375)
@@ -182,7 +183,7 @@ _ONE = np.float32(1)
 
 @inlined
 def exp(x: Vector) -> Vector:
-    """exp of every lane, to about 1e-7 relative; below -87 the result is the smallest normal number."""
+    """exp of every lane, to about 1e-7 relative; 0 from -87.7 down."""
     x = minimum(maximum(x, splat(_LOWEST)), splat(_HIGHEST))
     n = round_even(x * splat(_LOG2_E))
     r = fma(n, splat(-_LN2_LOW), fma(n, splat(-_LN2_HIGH), x))
