@@ -16,7 +16,7 @@ from support.tiny_models import ARCHITECTURES, N_VOCAB, tiny_model
 from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Mlp
 from elastikv.kernels.cpu import CpuKernels, layers
 from elastikv.models import load_model
-from elastikv.weights.gguf_export import export_gguf
+from tools.gguf_export import export_gguf
 
 
 class OneByOne(CpuKernels):

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.configs import parse_hf_config
 from support.forward import decode, open_memory, random_ids
 from support.tiny_models import N_VOCAB, tiny_model, tiny_transformers_model
 
 from elastikv.kernels import select_kernels
 from elastikv.models import load_model, read_config
+from elastikv.models.config import RopeConfig
 from elastikv.models.rope import make_rope
-from elastikv.weights.config import RopeConfig
-from elastikv.weights.hf_config import parse_hf_config
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500000.0},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,9 @@ from elastikv.errors import CorruptFile
 from elastikv.kernels import quants, select_kernels
 from elastikv.kernels.weights import LinearWeights, PackedTensor
 from elastikv.models import load_model
-from elastikv.weights.config import ModelConfig, RopeConfig
 from elastikv.weights.loader import WeightLoader
 from elastikv.weights.tokenizer import Tokenizer
 
-CONFIG = ModelConfig("llama", "tiny", 8, 8, 32, 32, 1, 1, 32, ("full",), RopeConfig(dim=32))
 # relative rms of logits; the packed weights themselves are 0.5 % and 8 % off, and errors of layers add up
 QUANTISED_LOGITS = {"q8_0": 0.04, "q4_0": 0.45}
 
@@ -27,7 +25,7 @@ class DictSource:
     """A ``TensorSource`` over tensors in memory; packed ones are given as such."""
 
     def __init__(self, tensors: dict[str, torch.Tensor | PackedTensor]) -> None:
-        self.config = CONFIG
+        self.name = "tiny"
         self._tensors = tensors
 
     def names(self) -> Iterable[str]:
@@ -47,7 +45,7 @@ class DictSource:
         tensor = self._tensors[name]
         return tensor if isinstance(tensor, PackedTensor) else None
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
         raise NotImplementedError
 
     def close(self) -> None: ...
@@ -58,7 +56,7 @@ def packed(weight: torch.Tensor, kind: str) -> PackedTensor:
 
 
 def loader_of(tensors: dict[str, torch.Tensor | PackedTensor], **options: str | None) -> WeightLoader:
-    return WeightLoader(DictSource(tensors), **options)  # type: ignore[arg-type]
+    return WeightLoader(DictSource(tensors), "", **options)  # type: ignore[arg-type]
 
 
 def apply(weights: LinearWeights, x: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,55 @@
-"""Frequencies of rotary position embedding under each scaling."""
+"""Rotary position embedding: what a config says of it, and the frequencies under each scaling."""
 
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 
+from elastikv.errors import CorruptFile
 from elastikv.kernels.rope import Rope
-from elastikv.weights.config import RopeConfig
+from elastikv.models.config import RopeConfig, RopeKind
+from elastikv.weights.base import Fields
+
+_KINDS = get_args(RopeKind)
+_OPTIONAL = (
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "freq_factors",
+)
+
+
+def read_rope(fields: Fields, architecture: str, head_dim: int, *, partial: bool = False) -> RopeConfig:
+    """partial: whether transformers rotates a part of each head in this architecture, where the config says so.
+
+    Raises UnsupportedModel for other kinds of scaling.
+    """
+    given = fields.rope_parameters(_KINDS, {"partial_rotary_factor"} if partial else ())
+    n_ctx = fields["max_position_embeddings"]
+    n_ctx_original = given.get("original_max_position_embeddings") or n_ctx
+    kind, dim = given["rope_type"], given.get("rotary_dim")
+    if dim is None:
+        honoured = partial or kind != "default"
+        dim = int(head_dim * given.get("partial_rotary_factor", 1.0)) if honoured else head_dim
+        if dim != head_dim and not partial:
+            raise CorruptFile(
+                f"{fields.name}: partial_rotary_factor with RoPE scaling {kind!r} is nothing that {architecture} has"
+            )
+    return RopeConfig(
+        dim=dim,
+        theta=float(given["rope_theta"]),
+        kind=kind,
+        factor=float(given.get("factor") or (n_ctx / n_ctx_original)),
+        n_ctx_original=n_ctx_original,
+        **{field: given[field] for field in _OPTIONAL if given.get(field) is not None},
+    )
 
 
 def make_rope(config: RopeConfig) -> Rope:

@@ -24,13 +24,15 @@ _SAMPLE_BYTES = 4096
 class WeightLoader:
     """Builds the parts of a model and counts what it read.
 
-    dtype: of dense matrices, ``"auto"`` as stored. quantize: a packed type for every matrix, ``"none"`` to unpack,
-    None to take each as the file has it. progress is called with bytes read and bytes in all.
+    config: the model's, as text, for the fingerprint. dtype: of dense matrices, ``"auto"`` as stored. quantize: a
+    packed type for every matrix, ``"none"`` to unpack, None to take each as the file has it. progress is called with
+    bytes read and bytes in all.
     """
 
     def __init__(
         self,
         source: TensorSource,
+        config: str,
         *,
         dtype: str = "auto",
         quantize: str | None = None,
@@ -46,7 +48,7 @@ class WeightLoader:
         self._progress = progress
         self._total = sum(source.nbytes(name) for name in source.names())
         self._done = 0
-        self._digest = hashlib.sha256(f"{source.config}|{dtype}|{quantize}".encode())
+        self._digest = hashlib.sha256(f"{config}|{dtype}|{quantize}".encode())
         self.weight_bytes = 0
 
     @property
@@ -125,7 +127,7 @@ class WeightLoader:
     def _check(self, what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
         if shape != wanted:
             found, asked = (" x ".join(map(str, each)) for each in (shape, wanted))
-            raise CorruptFile(f"{self.source.config.name}: {what} is {found}, but the config says {asked}")
+            raise CorruptFile(f"{self.source.name}: {what} is {found}, but the config says {asked}")
 
     def _target(self, n_in: int, quantize: bool, stored: str | None) -> str | None:
         """The packed type to hold a matrix in, None for dense. stored: how the file packs it."""
@@ -147,7 +149,7 @@ class WeightLoader:
     def _read_dense(self, name: str) -> torch.Tensor:
         tensor = self.source.get(name)
         if not tensor.is_floating_point():
-            raise CorruptFile(f"{self.source.config.name}: {name} holds {tensor.dtype}, not floating-point numbers")
+            raise CorruptFile(f"{self.source.name}: {name} holds {tensor.dtype}, not floating-point numbers")
         self._count(name, tensor)
         return tensor
 

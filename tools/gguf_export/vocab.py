@@ -1,4 +1,4 @@
-"""A Hugging Face folder's tokenizer as GGUF metadata: the counterpart of ``gguf_tokenizer``."""
+"""A Hugging Face folder's tokenizer as GGUF metadata: the counterpart of ``weights/gguf/tokenizer.py``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gguf import GGUFWriter, SpecialVocab, TokenType
 from tokenizers import Tokenizer, pre_tokenizers
 
 from elastikv.errors import UnsupportedModel
-from elastikv.weights.config import Architecture, ModelConfig
-from elastikv.weights.gguf_tokenizer import NAMES, SPLITS
+from elastikv.models.config import ModelConfig
+from elastikv.weights.gguf.tokenizer import NAMES, SPLITS
 
 _LOG = logging.getLogger(__name__)
-_ASSUMED_SPLIT: dict[Architecture, str] = {
+_ASSUMED_SPLIT: dict[str, str] = {
     "llama": "llama-bpe",
     "mistral": "tekken",
     "qwen2": "qwen2",
@@ -81,7 +81,7 @@ def _prepends_space(parsed: dict[str, Any]) -> bool:
     return '"Prepend"' in described or '"prepend_scheme": "first"' in described or '"always"' in described
 
 
-def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: Architecture) -> str:
+def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: str) -> str:
     """llama.cpp's name of the patterns; where it knows none, the architecture's, with a warning."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     patterns = tuple(step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {}))
