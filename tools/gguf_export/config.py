@@ -6,11 +6,13 @@ import numpy as np
 from gguf import GGUFWriter, RopeScalingType
 
 from elastikv.errors import UnsupportedModel
+from elastikv.models.architecture import Architecture
 from elastikv.models.config import DeltaNetConfig, LayerType, ModelConfig, RopeConfig
+from elastikv.weights.base import Fields
 from elastikv.weights.gguf.config import yarn_magnitude
 
 
-def write_config(writer: GGUFWriter, config: ModelConfig) -> None:
+def write_config(writer: GGUFWriter, architecture: Architecture, config: ModelConfig, fields: Fields) -> None:
     """All but end tokens (with the vocabulary) and llama3 scaling (a tensor).
 
     llama.cpp knows no sliding windows in these architectures: it attends to everything.
@@ -29,6 +31,8 @@ def write_config(writer: GGUFWriter, config: ModelConfig) -> None:
     if config.window is not None:
         writer.add_sliding_window(config.window)
         writer.add_sliding_window_pattern([kind == "sliding" for kind in config.layer_types])
+    for field, key in architecture.gguf_keys.items():
+        writer.add_uint32(f"{architecture.gguf_name}.{key}", fields[field])
     _write_rope(writer, config.rope)
     if config.delta_net is not None:
         _write_delta_net(writer, config.delta_net, config)
@@ -55,10 +59,6 @@ def _write_rope(writer: GGUFWriter, rope: RopeConfig) -> None:
 
 
 def _write_delta_net(writer: GGUFWriter, net: DeltaNetConfig, config: ModelConfig) -> None:
-    writer.add_ssm_conv_kernel(net.conv_width)
-    writer.add_ssm_state_size(net.k_dim)
-    writer.add_ssm_group_count(net.n_k_heads)
-    writer.add_ssm_time_step_rank(net.n_v_heads)
     writer.add_ssm_inner_size(net.value_width)
     # Frequencies that follow an image's time, height and width: all the same for text, but llama.cpp wants them.
     n_frequencies = config.rope.dim // 2

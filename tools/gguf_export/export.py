@@ -22,6 +22,7 @@ from elastikv.models.config import ModelConfig
 from elastikv.weights.base import TensorSource
 from elastikv.weights.gguf import Change, Place
 from elastikv.weights.gguf.file import ROPE_FREQS
+from elastikv.weights.hf import read_hf_config
 from tools.gguf_export.config import rope_freq_factors, write_config
 from tools.gguf_export.vocab import write_vocab
 
@@ -54,7 +55,8 @@ def export_gguf(folder: Path | str, out_path: Path | str, file_type: str = "f32"
     writer = GGUFWriter(partial, architecture.gguf_name)
     writer.add_file_type(FILE_TYPES[file_type])
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    write_config(writer, config)
+    fields = read_hf_config(Path(folder) / "config.json").fields(architecture.model_types[0])
+    write_config(writer, architecture, config, fields)
     write_vocab(writer, Path(folder), config)
     try:
         _write_tensors(writer, source, stored, config, file_type)

@@ -15,13 +15,9 @@ from elastikv.models.config import ModelConfig
 from elastikv.weights.gguf.tokenizer import NAMES, SPLITS
 
 _LOG = logging.getLogger(__name__)
-_ASSUMED_SPLIT: dict[str, str] = {
-    "llama": "llama-bpe",
-    "mistral": "tekken",
-    "qwen2": "qwen2",
-    "qwen3": "qwen2",
-    "qwen3_5": "qwen35",
-}
+_ASSUMED_SPLITS = {"llama": "llama-bpe", "mistral": "tekken", "qwen3_5": "qwen35"}
+_ASSUMED_SPLIT = "qwen2"
+"""Of architectures, and of all others."""
 
 
 def write_vocab(writer: GGUFWriter, folder: Path, config: ModelConfig) -> None:
@@ -89,7 +85,7 @@ def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: str) -> str:
         return NAMES[patterns]
     if not patterns and any(step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps):
         return "gpt-2"
-    assumed = _ASSUMED_SPLIT[architecture]
+    assumed = _ASSUMED_SPLITS.get(architecture, _ASSUMED_SPLIT)
     _LOG.warning("GGUF has no name for how this tokenizer splits text; written as %r", assumed)
     return assumed
 
@@ -122,5 +118,5 @@ def _put_around(file: Path) -> tuple[int | None, int | None]:
 def _stand_in(config: ModelConfig) -> dict[str, Any]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: config.n_vocab]
     vocabulary = {byte: token_id for token_id, byte in enumerate(alphabet)}
-    split = {"type": "Split", "pattern": {"Regex": SPLITS[_ASSUMED_SPLIT[config.architecture]][0]}}
+    split = {"type": "Split", "pattern": {"Regex": SPLITS[_ASSUMED_SPLITS.get(config.architecture, _ASSUMED_SPLIT)][0]}}
     return {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "pre_tokenizer": split}

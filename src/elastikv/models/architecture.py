@@ -22,7 +22,7 @@ from elastikv.errors import UnsupportedModel
 from elastikv.kernels.base import Sublayer
 from elastikv.kernels.weights import Activation
 from elastikv.memory.base import KVLayer, LayerMemory
-from elastikv.models.config import LayerType, ModelConfig
+from elastikv.models.config import LayerType, ModelConfig, RopeConfig
 from elastikv.models.reader import ATTENTION, MLP, ModelReader
 from elastikv.models.rope import read_rope
 from elastikv.weights.base import Fields
@@ -52,6 +52,7 @@ class Architecture:
     gguf_aliases: ClassVar[Mapping[str, str]] = {}
     """Endings of tensor names -> what the gguf package knows these tensors by, where it is another name."""
     activation: ClassVar[Activation] = "silu"
+    activation_key: ClassVar[str] = "hidden_act"
     norm_offset: ClassVar[float] = 0.0
     """1 for norms whose weights are stored without it."""
     qkv_bias: ClassVar[bool] = False
@@ -85,7 +86,7 @@ class Architecture:
             n_kv_heads=fields["num_key_value_heads"],
             head_dim=head_dim,
             layer_types=layer_types,
-            rope=read_rope(fields, self.name, head_dim, partial=self.has_partial_rotary),
+            rope=self.rope(fields, head_dim),
             rms_norm_eps=fields["rms_norm_eps"],
             norm_offset=self.norm_offset,
             window=fields["sliding_window"] if has_window else None,
@@ -106,8 +107,11 @@ class Architecture:
             )
         return tuple(_LAYER_TYPES[layer_type] for layer_type in named)
 
+    def rope(self, fields: Fields, head_dim: int) -> RopeConfig:
+        return read_rope(fields, self.name, head_dim, partial=self.has_partial_rotary)
+
     def _check_activation(self, fields: Fields) -> None:
-        given = fields.get("hidden_act", self.activation)
+        given = fields.get(self.activation_key, self.activation)
         if _ACTIVATIONS.get(given, given) != self.activation:
             raise UnsupportedModel(f"{fields.name}: activation {given!r} is not supported, only {self.activation!r}")
 

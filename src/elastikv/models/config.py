@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from typing_extensions import Self
 
 LayerType = Literal["full", "sliding", "recurrent"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
@@ -92,3 +95,8 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         return len(self.layer_types)
+
+    @classmethod
+    def extending(cls, config: ModelConfig, **more: Any) -> Self:
+        """A subclass's config: all that ``config`` says, and more."""
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **more)

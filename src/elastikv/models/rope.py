@@ -26,12 +26,14 @@ _OPTIONAL = (
 )
 
 
-def read_rope(fields: Fields, architecture: str, head_dim: int, *, partial: bool = False) -> RopeConfig:
+def read_rope(
+    fields: Fields, architecture: str, head_dim: int, *, partial: bool = False, layer_type: str | None = None
+) -> RopeConfig:
     """partial: whether transformers rotates a part of each head in this architecture, where the config says so.
 
-    Raises UnsupportedModel for other kinds of scaling.
+    layer_type: whose, as config.json calls it, where layers differ. Raises UnsupportedModel for other scaling.
     """
-    given = fields.rope_parameters(_KINDS, {"partial_rotary_factor"} if partial else ())
+    given = fields.rope_parameters(_KINDS, {"partial_rotary_factor"} if partial else (), layer_type)
     n_ctx = fields["max_position_embeddings"]
     n_ctx_original = given.get("original_max_position_embeddings") or n_ctx
     kind, dim = given["rope_type"], given.get("rotary_dim")

@@ -31,10 +31,13 @@ class Fields(Protocol):
         """What the file itself says, else ``default``."""
         ...
 
-    def rope_parameters(self, kinds: Collection[str], needed: Collection[str] = ()) -> Mapping[str, Any]:
+    def rope_parameters(
+        self, kinds: Collection[str], needed: Collection[str] = (), layer_type: str | None = None
+    ) -> Mapping[str, Any]:
         """``rope_parameters`` as transformers 5 has them, with ``rope_type``, ``rope_theta`` and what is ``needed``.
 
-        Raises UnsupportedModel for other than these kinds of scaling, and where layers differ.
+        layer_type: whose, where they differ between layers. Raises UnsupportedModel for other than these kinds of
+        scaling, and where layers differ unasked.
         """
         ...
 

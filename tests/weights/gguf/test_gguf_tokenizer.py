@@ -15,7 +15,8 @@ from tokenizers import pre_tokenizers
 from elastikv.errors import CorruptFile, UnsupportedModel
 from elastikv.weights.gguf import GGUFFile
 from elastikv.weights.gguf.tokenizer import _TEKKEN_OWN, SPLITS
-from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+from elastikv.weights.hf.tokenizer import read_hf_tokenizer
+from elastikv.weights.tokenizer import Tokenizer
 from tools.gguf_export import export_gguf
 
 

@@ -58,7 +58,9 @@ class GGUFFields:
     def get(self, key: str, default: Any) -> Any:
         return self._values[key] if key in self else default
 
-    def rope_parameters(self, kinds: Collection[str], needed: Collection[str] = ()) -> Mapping[str, Any]:
+    def rope_parameters(
+        self, kinds: Collection[str], needed: Collection[str] = (), layer_type: str | None = None
+    ) -> Mapping[str, Any]:
         header = self._header
         scaling = str(header.of_architecture("rope.scaling.type", ""))
         kind = _ROPE_KINDS.get(scaling, scaling)

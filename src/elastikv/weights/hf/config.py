@@ -84,15 +84,20 @@ class HFFields:
         except Exception as error:
             raise refused_by_transformers(self.name, error) from None
 
-    def rope_parameters(self, kinds: Collection[str], needed: Collection[str] = ()) -> Mapping[str, Any]:
+    def rope_parameters(
+        self, kinds: Collection[str], needed: Collection[str] = (), layer_type: str | None = None
+    ) -> Mapping[str, Any]:
         given = self._written.get("rope_scaling") or self._written.get("rope_parameters") or {}
+        if layer_type is not None:
+            given = given.get(layer_type, {})
         kind = given.get("rope_type", given.get("type", "default"))
         if kind not in kinds:
             raise UnsupportedModel(
                 f"{self.name}: RoPE scaling {kind!r} is not supported; supported are {', '.join(kinds)}"
             )
         if _OUTSIDE_OF_ROPE & self._written.keys() or not {"rope_type", "rope_theta", *needed} <= given.keys():
-            given = self._reference.rope_parameters
+            of_all = self._reference.rope_parameters
+            given = of_all if layer_type is None else of_all[layer_type]
         if "rope_theta" not in given:
             raise UnsupportedModel(f"{self.name}: RoPE that differs between layers is not supported")
         return given

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from elastikv.errors import CorruptFile, ModelError
 from elastikv.kernels.weights import PackedTensor
-from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+from elastikv.weights.hf.tokenizer import read_hf_tokenizer
+from elastikv.weights.tokenizer import Tokenizer
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
