@@ -1,12 +1,22 @@
-"""Settings that all tests share: one thread per process, and no clock in property tests."""
+"""What all tests share: one thread per process, no clock in property tests, a line on what they could not see."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from support.instruction_sets import PROPERTY, summary
 
 torch.set_num_threads(1)
 settings.register_profile(
     "elastikv", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("elastikv")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which instruction sets the cpu kernels were tested with, if they were."""
+    passed = terminalreporter.getreports("passed")
+    tested = {value for report in passed for key, value in report.user_properties if key == PROPERTY}
+    if tested:
+        terminalreporter.write_line(summary(tested))

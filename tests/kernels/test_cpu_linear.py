@@ -29,26 +29,22 @@ def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
     return float((out.double() - expected).norm() / expected.norm())
 
 
-@pytest.fixture(params=[True, False], ids=["all instructions", "portable"])
+@pytest.fixture(params=["as here", "without bf16", "portable"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> linear.LinearKernel:
-    """The kernel as this processor has it, and as one without bf16 and 8-bit instructions has it."""
-    if not request.param:
+    """The kernel as this processor has it, and as ones have it that lack bf16 or also 8-bit instructions."""
+    if request.param != "as here":
         monkeypatch.setattr(linear, "has_fast_bf16", lambda: False)
+    if request.param == "portable":
         monkeypatch.setattr(linear, "has_fast_int8", lambda: False)
-    elif not (linear.has_fast_bf16() and linear.has_fast_int8()):
-        pytest.skip("this processor has only the portable kernels")
-    product = linear.LinearKernel()
-    product.is_portable = not request.param  # type: ignore[attr-defined]
-    return product
+    return linear.LinearKernel()
 
 
 def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:
     """What ``LinearKernel`` says of itself."""
-    if product.is_portable or kind in ("f32", "f16"):  # type: ignore[attr-defined]
-        return 1e-6
-    if n == 1:
-        return 8e-3 if kind in ("q4_0", *K_QUANTS) else 1e-6
-    return 8e-3 if kind in K_QUANTS and n <= 16 else 4e-3
+    in_8_bits = (*K_QUANTS, "q4_0") if n == 1 else K_QUANTS if n <= 16 else ()
+    if product._int8 and kind in in_8_bits:
+        return 8e-3
+    return 4e-3 if product._bf16 and n > 1 and kind not in ("f32", "f16") else 1e-6
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -112,7 +108,6 @@ def test_a_slice_of_a_weight() -> None:
     assert relative_error(out, x.double() @ whole[:, :32].double().t()) < 1e-6
 
 
-@pytest.mark.skipif(not linear.has_fast_bf16(), reason="products are not in bf16 here")
 def test_prompts_of_all_lengths_are_few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each number of rows that oneDNN meets costs it half a megabyte that it keeps."""
     n_rows = set()
@@ -123,6 +118,7 @@ def test_prompts_of_all_lengths_are_few_shapes(monkeypatch: pytest.MonkeyPatch) 
         return multiply(x, weight)
 
     monkeypatch.setattr(torch, "mm", count)
+    monkeypatch.setattr(linear, "has_fast_bf16", lambda: True)  # torch multiplies in bf16 everywhere
     weight = torch.randn(64, 96).bfloat16()
     for n in range(17, 257):
         linear.LinearKernel()(torch.randn(n, 96), weight, None, poisoned(n, 64))

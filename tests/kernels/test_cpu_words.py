@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+from support.instruction_sets import PROPERTY, SETS, compile_for
 
 CODE = """
 import numpy as np
@@ -37,46 +37,28 @@ pairs = b * b[0] + a * b[1]
 assert np.array_equal(out, np.concatenate([dots, pairs]).astype(np.float32)), out
 """
 
-ATTENTION = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_cpu_attention import check
-from elastikv.memory import KVLayer
-check(4, KVLayer(2, 72, 40), {{0: (200, 1), 2: (99, 1)}}, "q8_0", 1e-4)
-"""
-
 SELECTION = """
 from elastikv.kernels import select_kernels
 print(select_kernels().name)
 """
 
-AVX2 = ("haswell", "+avx2,+fma,+f16c")
-SSE4 = ("nehalem", "+sse4.2")
 
-
-def run(code: str, processor: tuple[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """In a process that compiles for another processor: its name and features, as LLVM calls them."""
-    if processor and platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip("this is about x86")
-    asked = {"NUMBA_CPU_NAME": processor[0], "NUMBA_CPU_FEATURES": processor[1]} if processor else {}
+def run(code: str, name: str) -> subprocess.CompletedProcess[str]:
+    """In a process that compiles for this instruction set."""
     program = [sys.executable, "-c", code]
-    ended = subprocess.run(program, env=os.environ | asked, capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(program, env=compile_for(name), capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return ended
 
 
-@pytest.mark.parametrize("processor", [None, AVX2], ids=["this", "AVX2"])
-def test_products(processor: tuple[str, str] | None) -> None:
-    run(CODE, processor)
+@pytest.mark.parametrize("name", [name for name in SETS if name != "SSE4.2"])
+def test_products(name: str) -> None:
+    run(CODE, name)
 
 
-@pytest.mark.slow
-def test_attention_with_older_instructions() -> None:
-    run(ATTENTION.format(tests=os.path.dirname(os.path.abspath(__file__))), AVX2)
-
-
-def test_torch_serves_where_float16_cannot_be_converted() -> None:
+def test_torch_serves_where_float16_cannot_be_converted(record_property: Callable[[str, object], None]) -> None:
     """LLVM would end the process."""
-    ended = run(SELECTION, SSE4)
+    ended = run(SELECTION, "SSE4.2")
     assert ended.stdout == "reference\n"
     assert "lacks F16C); plain torch serves" in ended.stderr
+    record_property(PROPERTY, "SSE4.2")
