@@ -23,12 +23,12 @@ import torch
 from bench.bandwidth import PlainRead
 from bench.report import lengths, new_parser, write_json
 from elastikv.batch import Span, UBatch
-from elastikv.kernels.base import PackedTensor, Weight
+from elastikv.kernels import quants
 from elastikv.kernels.cpu import CpuKernels, decode_attention, set_threads
 from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
+from elastikv.kernels.weights import PackedTensor, Weight
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
-from elastikv.weights import quants
 
 
 @dataclass

@@ -28,16 +28,20 @@ print("hits", sum(norms.silu_mul.stats.cache_hits.values()))
 LAYERS = """
 import torch
 from elastikv.kernels.cpu import CpuKernels
-from elastikv.kernels.base import LinearPart, MlpWeights
+from elastikv.kernels.base import ForwardPass
+from elastikv.kernels.weights import LinearWeights, MlpWeights, Norms
 kernels, weight = CpuKernels(), torch.ones(64, 32, dtype=torch.bfloat16)
-wide, inner, x = torch.ones(2, 64), torch.ones(2, 32), torch.ones(2, 32)
+wide, x = torch.ones(2, 64), torch.ones(2, 32)
 for n in (1, 2):
     kernels.linear(x[:n], weight, None, wide[:n])
-if {bound}:
-    parts = [[LinearPart(rows, None, slice(0, len(rows)))] for rows in (weight, weight[:32])]
-    mlp = kernels.bind_mlp(*parts, MlpWeights(torch.ones(32), torch.ones(32), 1e-6))
-    assert mlp(torch.ones(2, 32), torch.zeros(2, 32), x, wide, inner)
-    assert bool((x == 1).all())
+if {fused}:
+    class Buffers:
+        def view(self, name, shape): return torch.empty(shape)
+    matrices = [LinearWeights.of([(rows, None)]) for rows in (weight, weight[:32])]
+    mlp = kernels.mlp_layer(MlpWeights(Norms(torch.ones(32), 1e-6), *matrices))
+    delta, residual = torch.ones(2, 32), torch.zeros(2, 32)
+    mlp(delta, residual, ForwardPass(None, None, None, Buffers(), dict()))
+    assert bool((residual == 1).all()) and bool((delta > 1).all())
 """
 
 
@@ -56,8 +60,8 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 def test_a_layer_is_compiled_from_kernels_that_were_kept(tmp_path: Path) -> None:
     """Their machine instructions are read as text once more, in a process that has written none."""
-    run_with_cache(tmp_path, LAYERS.format(bound=False))
-    run_with_cache(tmp_path, LAYERS.format(bound=True))
+    run_with_cache(tmp_path, LAYERS.format(fused=False))
+    run_with_cache(tmp_path, LAYERS.format(fused=True))
 
 
 def test_a_change_of_any_source_makes_kernels_stale(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ import sys
 
 CODE = """
 import torch
-from elastikv.kernels.base import PackedTensor
+from elastikv.kernels.weights import PackedTensor
 from elastikv.kernels.cpu import CpuKernels
-from elastikv.weights import quants
+from elastikv.kernels import quants
 
 torch.manual_seed(0)
 for kind in ("q8_0", "q4_0"):

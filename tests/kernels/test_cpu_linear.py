@@ -6,9 +6,9 @@ import pytest
 import torch
 from cpu_cases import cpu, poisoned
 
-from elastikv.kernels.base import PackedTensor, Weight
+from elastikv.kernels import quants
 from elastikv.kernels.cpu import linear
-from elastikv.weights import quants
+from elastikv.kernels.weights import PackedTensor, Weight
 from tools.gguf_files import K_QUANTS, random_blocks
 
 FORMATS = ["f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS]

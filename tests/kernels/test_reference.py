@@ -11,8 +11,8 @@ import torch
 from elastikv.batch import Batch, SeqTokens, UBatch
 from elastikv.errors import InvalidRequest
 from elastikv.kernels import delta_rule, select_kernels
-from elastikv.kernels.base import PackedTensor
 from elastikv.kernels.reference import ReferenceKernels
+from elastikv.kernels.weights import PackedTensor
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions, RecurrentLayer, RecurrentMemory, make_memory
 
 N_HEADS, N_KV_HEADS, DIM, DIM_V = 6, 2, 40, 24

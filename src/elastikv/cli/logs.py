@@ -18,6 +18,7 @@ class Line(logging.Formatter):
     """``elastikv: error: what happened``, for a user at a terminal; what is only worth knowing has no such word."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name is logging's)
+        """The message, after its level's name where the level is grave."""
         is_grave = record.levelno >= logging.ERROR or record.name == _WARNINGS
         return f"elastikv: {_level(record) if is_grave else ''}{record.message}"
 
@@ -26,6 +27,7 @@ class TimedLine(logging.Formatter):
     """``2026-01-31T12:00:00.000Z elastikv: warning: what happened``, for what runs for days."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The message, after the time and the name of any level above information."""
         level = _level(record) if record.levelno >= logging.WARNING else ""
         return f"{_utc(record)} elastikv: {level}{record.message}"
 
@@ -34,6 +36,7 @@ class JsonLine(logging.Formatter):
     """One object a record: ``time``, ``level``, ``logger``, ``message``, and what the record brings as ``fields``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
         entry = {
             "time": _utc(record),
             "level": record.levelname.lower(),

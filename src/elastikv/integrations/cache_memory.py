@@ -110,6 +110,7 @@ class CacheMemory:
         self._owners.append(weakref.ref(layer))
 
     def add_state(self, layer: StateOwner) -> None:
+        """A member that has recurrent state, in the same order."""
         self.add_member(layer)
         self._states.append(weakref.ref(layer))
         self.budget.watch(layer)

@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import gelu, silu, softplus
 
 from elastikv.batch import Span, UBatch
 from elastikv.errors import InvalidRequest
 from elastikv.kernels import delta_rule
-from elastikv.kernels.base import Weight
+from elastikv.kernels.composed import ComposedKernels
+from elastikv.kernels.weights import Weight
 from elastikv.memory.base import Cells
 from elastikv.memory.cell_types import load_rows, store_rows
 from elastikv.memory.kv_cache import KVCache
@@ -28,7 +29,7 @@ _TEMPORARIES = 8
 """Tiles that one operation holds at most: chunks of the delta rule for the largest model."""
 
 
-class ReferenceKernels:
+class ReferenceKernels(ComposedKernels):
     name = "reference"
     packed_types: frozenset[str] = frozenset()
 
@@ -59,19 +60,16 @@ class ReferenceKernels:
             torch.mul(silu(gate[rows]), up[rows], out=out[rows])
         return out
 
+    def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        for rows in _tiles(*out.shape):
+            torch.mul(gelu(gate[rows], approximate="tanh"), up[rows], out=out[rows])
+        return out
+
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         for rows in _tiles(len(x), x[0].numel()):
             x[rows].mul_(gate[rows].sigmoid())
         return x
-
-    def bind_mlp(self, *_: object) -> None:
-        return None
-
-    def bind_attention(self, *_: object) -> None:
-        return None
-
-    def bind_delta_net(self, *_: object) -> None:
-        return None
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor

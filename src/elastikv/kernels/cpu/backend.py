@@ -6,12 +6,13 @@ import torch
 
 from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
-from elastikv.kernels.base import AttentionWeights, DeltaNetWeights, LinearParts, MlpWeights
+from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Mlp
 from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
-from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp, bind, bind_one
+from elastikv.kernels.cpu.fused import FusedAttention, FusedDeltaNet, FusedMlp, arguments_of
 from elastikv.kernels.cpu.layouts import OF_DTYPE
 from elastikv.kernels.cpu.linear import OF_TYPE, SCRATCH_BYTES, LinearKernel
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
+from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, MlpWeights
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
@@ -19,7 +20,7 @@ _SCRATCH_FLOATS = 1 << 21
 """float32 values of scratch for attention: what prefill needs for heads of 256, and several rows in decode."""
 
 
-class CpuKernels:
+class CpuKernels(ComposedKernels):
     """Kernels for processors, compiled by numba. Not for use by several threads at once: scratch is shared."""
 
     name = "cpu"
@@ -29,6 +30,26 @@ class CpuKernels:
         self.linear = LinearKernel()
         self._plan_of = Planner()
         self._scratch = torch.empty(0)
+
+    def attention_layer(self, weights: AttentionWeights, layer: int) -> Attention:
+        projection, output = arguments_of(weights.projection, self.linear), arguments_of(weights.output, self.linear, 1)
+        if projection is None or output is None:
+            return super().attention_layer(weights, layer)
+        return FusedAttention(
+            self, weights, layer, projection, output, self._plan_of, self._scratch_of, _SCRATCH_FLOATS
+        )
+
+    def delta_net_layer(self, weights: DeltaNetWeights, layer: int) -> DeltaNet:
+        projection, output = arguments_of(weights.projection, self.linear), arguments_of(weights.output, self.linear, 1)
+        if projection is None or output is None or weights.conv.shape[1] > recurrent.MAX_TAPS:
+            return super().delta_net_layer(weights, layer)
+        return FusedDeltaNet(self, weights, layer, projection, output)
+
+    def mlp_layer(self, weights: MlpWeights) -> Mlp:
+        gate_up, down = arguments_of(weights.gate_up, self.linear), arguments_of(weights.down, self.linear, 1)
+        if gate_up is None or down is None or weights.activation != "silu":
+            return super().mlp_layer(weights)
+        return FusedMlp(self, weights, gate_up, down)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
         n, d = x.shape
@@ -46,6 +67,10 @@ class CpuKernels:
         n, d = out.shape
         norms.silu_mul(gate_up.data_ptr(), gate_up.stride(0) * 4, n, d, out.data_ptr())
         return out
+
+    def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), up, out=out)
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
@@ -188,26 +213,6 @@ class CpuKernels:
             (k.shape[1], v.shape[1], k.shape[2], v.shape[2]),
         )
         return out
-
-    def bind_mlp(self, gate_up: LinearParts, down: LinearParts, weights: MlpWeights) -> BoundMlp | None:
-        first, second = bind(gate_up, self.linear), bind_one(down, self.linear)
-        return BoundMlp(first, second, weights) if first and second else None
-
-    def bind_attention(
-        self, projection: LinearParts, output: LinearParts, weights: AttentionWeights
-    ) -> BoundAttention | None:
-        first, second = bind(projection, self.linear), bind_one(output, self.linear)
-        if first is None or second is None:
-            return None
-        return BoundAttention(first, second, weights, self._plan_of, self._scratch_of, _SCRATCH_FLOATS)
-
-    def bind_delta_net(
-        self, projection: LinearParts, output: LinearParts, weights: DeltaNetWeights
-    ) -> BoundDeltaNet | None:
-        if weights.conv.shape[1] > recurrent.MAX_TAPS:
-            return None
-        first, second = bind(projection, self.linear), bind_one(output, self.linear)
-        return BoundDeltaNet(first, second, weights) if first and second else None
 
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
         return 4 * _SCRATCH_FLOATS + SCRATCH_BYTES

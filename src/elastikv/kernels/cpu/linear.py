@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from elastikv.kernels.base import PackedTensor, Weight
 from elastikv.kernels.cpu import gemv, x86
 from elastikv.kernels.cpu.blocks import Q4_0_BLOCKS, Q8_0_BLOCKS
 from elastikv.kernels.cpu.few_rows import Product, multiply_rows, product_of
 from elastikv.kernels.cpu.gemv import Matrix
 from elastikv.kernels.cpu.k_blocks import Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS
 from elastikv.kernels.cpu.layouts import BF16, F32, OF_DTYPE, Q8_0, Layout
+from elastikv.kernels.weights import PackedTensor, Weight
 
 OF_TYPE = {
     "q8_0": Q8_0_BLOCKS,

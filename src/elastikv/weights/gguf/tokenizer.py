@@ -16,7 +16,7 @@ from gguf import TokenType
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from elastikv.errors import CorruptFile, UnsupportedModel
-from elastikv.weights.gguf_header import GGUFHeader
+from elastikv.weights.gguf.header import GGUFHeader
 from elastikv.weights.tokenizer import Tokenizer
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -72,6 +72,19 @@ _SPECIAL_KEYS = {
 }
 
 
+_END_OF_TURN_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_END_OF_TURN_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+)
+"""Tokens that end a generation whether or not the metadata says so; llama.cpp goes by these names too."""
+
+
 def read_gguf_tokenizer(path: Path, header: GGUFHeader, eos_token_ids: Sequence[int]) -> Tokenizer:
     """Raises UnsupportedModel for other kinds of tokenizers or splits, CorruptFile where there is no vocabulary."""
     tokens = header.strings("tokenizer.ggml.tokens")
@@ -93,6 +106,15 @@ def read_gguf_tokenizer(path: Path, header: GGUFHeader, eos_token_ids: Sequence[
     _add_first_and_last(backend, header, special)
     template = header.metadata.get("tokenizer.chat_template")
     return Tokenizer(backend, eos_token_ids=eos_token_ids, chat_template=template, special_tokens=special)
+
+
+def end_tokens(header: GGUFHeader) -> list[int]:
+    """Ids of what ends a generation, the file's own EOS first."""
+    ids = [header.metadata.get(f"tokenizer.ggml.{key}") for key in _END_OF_TURN_KEYS]
+    tokens: list[bytes] = header.metadata.get("tokenizer.ggml.tokens", [])
+    names = {name.encode() for name in _END_OF_TURN_TOKENS}
+    ids += [token_id for token_id, token in enumerate(tokens) if token in names]
+    return list(dict.fromkeys(int(token_id) for token_id in ids if token_id is not None))
 
 
 def _value(header: GGUFHeader, key: str, default: Any = None) -> Any:

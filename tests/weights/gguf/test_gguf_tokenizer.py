@@ -12,10 +12,11 @@ from support.tiny_tokenizers import TEXTS, begin_with, byte_level_tokenizer, rep
 from tokenizers import pre_tokenizers
 
 from elastikv.errors import CorruptFile, UnsupportedModel
-from elastikv.weights.gguf_export import export_gguf
-from elastikv.weights.gguf_file import GGUFFile
-from elastikv.weights.gguf_tokenizer import _TEKKEN_OWN, SPLITS
-from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+from elastikv.weights.gguf import GGUFFile
+from elastikv.weights.gguf.tokenizer import _TEKKEN_OWN, SPLITS
+from elastikv.weights.hf.tokenizer import read_hf_tokenizer
+from elastikv.weights.tokenizer import Tokenizer
+from tools.gguf_export import export_gguf
 from tools.gguf_files import rewrite
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.configs import parse_hf_config
 from support.tiny_models import ARCHITECTURES, tiny_transformers_model
 
 from elastikv.errors import CorruptFile, UnsupportedModel
 from elastikv.memory.base import KVLayer, RecurrentLayer
 from elastikv.models import memory_layers, read_config
-from elastikv.weights.config import ModelConfig
-from elastikv.weights.hf_config import parse_hf_config
+from elastikv.models.config import ModelConfig
 
 QWEN3_5_27B_TEXT: dict[str, Any] = {
     "model_type": "qwen3_5_text",

@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from elastikv.errors import CorruptFile, InvalidRequest, UnsupportedModel
-from elastikv.weights.quants import row_bytes
+from elastikv.kernels.quants import row_bytes
 
 _VERSIONS = (2, 3)
 _MAX_DIMS = 4
@@ -55,16 +55,33 @@ class StoredTensor:
 class GGUFHeader:
     """metadata: scalars, strings, numpy arrays of numbers, lists of bytes (arrays of strings, not decoded)."""
 
+    path: Path
     metadata: dict[str, Any]
     tensors: dict[str, StoredTensor]
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return str(self.metadata.get("general.name", self.path.stem))
 
     @property
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture", ""))
 
+    def required(self, key: str) -> Any:
+        """The value of ``<architecture>.<key>``. Raises CorruptFile where there is none."""
+        try:
+            return self.metadata[f"{self.architecture}.{key}"]
+        except KeyError as error:
+            raise CorruptFile(f"{self.path}: metadata lacks {error.args[0]}") from None
+
     def of_architecture(self, key: str, default: Any = None) -> Any:
-        """The value of ``<architecture>.<key>``."""
+        """The value of ``<architecture>.<key>``, or the default."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def has_tensor(self, suffix: str) -> bool:
+        """Whether any layer has a tensor whose name ends so, such as ``"attn_q.bias"``."""
+        return any(name.endswith(f".{suffix}") for name in self.tensors)
 
     def strings(self, key: str) -> list[str]:
         """An array of strings, decoded; broken UTF-8 is replaced, since some vocabularies hold parts of characters."""
@@ -97,7 +114,7 @@ def read_header(path: Path, data: mmap.mmap) -> GGUFHeader:
         end = tensor.offset + tensor.nbytes
         if end > len(data):
             raise CorruptFile(f"{path} is truncated: {tensor.name} ends at byte {end}, the file at {len(data)}")
-    return GGUFHeader(metadata, tensors)
+    return GGUFHeader(path, metadata, tensors)
 
 
 class _BadHeader(Exception):

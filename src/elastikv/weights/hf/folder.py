@@ -7,16 +7,16 @@ count as the process's memory for the rest of the loading.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from elastikv.errors import CorruptFile, ModelError
-from elastikv.kernels.base import PackedTensor
-from elastikv.weights.hf_config import read_hf_config
-from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+from elastikv.kernels.weights import PackedTensor
+from elastikv.weights.hf.tokenizer import read_hf_tokenizer
+from elastikv.weights.tokenizer import Tokenizer
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -30,16 +30,14 @@ _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
 class HFFolder:
-    """A ``TensorSource`` over a folder with ``config.json`` and safetensors.
+    """A ``TensorSource`` over a folder with safetensors.
 
-    Raises ModelError where there are no weights, CorruptFile where a file is truncated, UnsupportedModel by the config.
+    Raises ModelError where there are no weights, CorruptFile where a file is truncated.
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{folder}: no config.json in this folder, so it is no Hugging Face model")
+        self.name = folder.resolve().name
         self._folder = folder
-        self.config = read_hf_config(folder / "config.json")
         self._files: dict[str, tuple[Path, str]] = {}
         self._nbytes: dict[str, int] = {}
         for file in _weight_files(folder):
@@ -56,7 +54,7 @@ class HFFolder:
 
     def get(self, name: str) -> torch.Tensor:
         if name not in self._files:
-            raise CorruptFile(f"{self.config.name}: the weights lack {name}")
+            raise CorruptFile(f"{self.name}: the weights lack {name}")
         file, stored_name = self._files[name]
         try:
             with safe_open(file, framework="pt") as handle:
@@ -67,8 +65,8 @@ class HFFolder:
     def get_packed(self, name: str) -> PackedTensor | None:
         return None
 
-    def tokenizer(self) -> Tokenizer:
-        return read_hf_tokenizer(self._folder, self.config.eos_token_ids)
+    def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
+        return read_hf_tokenizer(self._folder, eos_token_ids)
 
     def close(self) -> None:
         """Nothing stays open between reads."""

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from gguf import quants as gguf_quants
 
 from elastikv.errors import InvalidRequest, UnsupportedModel
-from elastikv.weights import quants
+from elastikv.kernels import quants
 from tools.gguf_files import K_QUANTS, random_blocks
 
 

@@ -12,28 +12,23 @@ import torch
 from support.forward import decode, open_memory, random_ids
 from support.tiny_models import ARCHITECTURES, N_VOCAB, tiny_model
 
-from elastikv.kernels.cpu import CpuKernels
-from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
+from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Mlp
+from elastikv.kernels.cpu import CpuKernels, layers
 from elastikv.models import load_model
-from elastikv.weights.gguf_export import export_gguf
+from tools.gguf_export import export_gguf
 from tools.gguf_files import random_blocks, rewrite
 
 
 class OneByOne(CpuKernels):
-    """Offers no whole layers."""
+    """Every layer as it is composed."""
 
-    def bind_mlp(self, *_: Any) -> None:
-        return None
-
-    def bind_attention(self, *_: Any) -> None:
-        return None
-
-    def bind_delta_net(self, *_: Any) -> None:
-        return None
+    attention_layer = ComposedKernels.attention_layer
+    delta_net_layer = ComposedKernels.delta_net_layer
+    mlp_layer = ComposedKernels.mlp_layer
 
 
 def run(folder: Path, kernels: CpuKernels, k_type: str, **options: Any) -> torch.Tensor:
-    """Prompts, then steps of one sequence, of three, and of so many tokens that only part of the layers are bound."""
+    """Prompts, then steps of one sequence, of three, and of so many tokens that only part of the layers are fused."""
     model = load_model(folder, kernels=kernels, **options).model
     memory = open_memory(model, k_type=k_type, v_type=k_type)
     ids = [random_ids(100, N_VOCAB, seed=seed) for seed in range(3)]
@@ -47,31 +42,36 @@ def run(folder: Path, kernels: CpuKernels, k_type: str, **options: Any) -> torch
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[bool]]:
-    """What each kind of bound layer answered."""
-    answers: dict[str, list[bool]] = {}
-    for kind in (BoundAttention, BoundDeltaNet, BoundMlp):
-        original = kind.__call__
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """How each kind of layer was computed."""
+    seen: dict[str, set[str]] = {}
 
-        def call(self: Any, *args: Any, original: Any = original, name: str = kind.__name__) -> bool:
-            answers.setdefault(name, []).append(original(self, *args))
-            return answers[name][-1]
+    def watch(owner: Any, name: str, layer: str, how: str) -> None:
+        original = getattr(owner, name)
 
-        monkeypatch.setattr(kind, "__call__", call)
-    return answers
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seen.setdefault(layer, set()).add(how)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for layer, composed in {"attention": Attention, "delta_net": DeltaNet, "mlp": Mlp}.items():
+        watch(layers, layer, layer, "fused")
+        watch(composed, "_compute", layer, "composed")
+    return seen
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_same_bits(arch: str, tmp_path: Path, calls: dict[str, list[bool]]) -> None:
+def test_the_same_bits(arch: str, tmp_path: Path, calls: dict[str, set[str]]) -> None:
     folder = tiny_model(arch, tmp_path)
+    kinds = {"attention", "mlp"} | ({"delta_net"} if arch == "qwen3_5" else set())
     for options in ({"dtype": "f32"}, {"dtype": "bf16"}, {"quantize": "q8_0"}, {"quantize": "q4_0"}):
         wanted = run(folder, OneByOne(), "f16", **options)
-        assert not calls
+        assert calls == {kind: {"composed"} for kind in kinds}
+        calls.clear()
         assert wanted.isfinite().all()
         assert torch.equal(run(folder, CpuKernels(), "f16", **options), wanted), options
-        assert set(calls) == {"BoundAttention", "BoundMlp"} | ({"BoundDeltaNet"} if arch == "qwen3_5" else set())
-        for name, answers in calls.items():
-            assert set(answers) == {True, False}, f"{name} was not asked for few tokens and for many"
+        assert calls == {kind: {"fused", "composed"} for kind in kinds}, "not asked for few tokens and for many"
         calls.clear()
 
 
@@ -86,7 +86,7 @@ def test_a_window_and_a_large_group_of_heads(tmp_path: Path) -> None:
     assert torch.equal(run(folder, CpuKernels(), "f16"), run(folder, OneByOne(), "f16"))
 
 
-def test_matrices_of_two_formats(tmp_path: Path, calls: dict[str, list[bool]]) -> None:
+def test_matrices_of_two_formats(tmp_path: Path, calls: dict[str, set[str]]) -> None:
     """As llama.cpp's Q4_K_M files have them: V is finer than Q and K, and some layers' ``down`` than the others'."""
     wide = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "head_dim": 32}
     finer = re.compile(r"blk.[01].attn_v|blk.1.ffn_down|blk.2.attn_k")  # also between two of the other format
@@ -102,5 +102,6 @@ def test_matrices_of_two_formats(tmp_path: Path, calls: dict[str, list[bool]]) -
     mixed = rewrite(plain, tmp_path / "mixed.gguf", tensor=packed)
     wanted = run(mixed, OneByOne(), "f16")
     assert wanted.isfinite().all()
+    calls.clear()
     assert torch.equal(run(mixed, CpuKernels(), "f16"), wanted)
-    assert all(set(answers) == {True, False} for answers in calls.values())
+    assert calls == {kind: {"fused", "composed"} for kind in ("attention", "mlp")}

@@ -17,9 +17,9 @@ from support.tiny_tokenizers import TEXTS, begin_with, replace_tokenizer, senten
 
 from elastikv.kernels import select_kernels
 from elastikv.models import load_model
-from elastikv.weights.gguf_export import export_gguf
-from elastikv.weights.gguf_file import GGUFFile
-from elastikv.weights.gguf_tokenizer import NORMALISED, SPLITS
+from elastikv.weights.gguf import GGUFFile
+from elastikv.weights.gguf.tokenizer import NORMALISED, SPLITS
+from tools.gguf_export import export_gguf
 from tools.gguf_files import K_QUANTS, random_blocks, rewrite
 
 pytest.importorskip("xllamacpp", reason="compares with llama.cpp, from the xllamacpp package: not installed")

@@ -14,6 +14,7 @@ from support.tiny_models import N_VOCAB, tiny_model
 from elastikv.errors import CorruptFile, ElastikvError, ModelError, UnsupportedModel
 from elastikv.kernels import select_kernels
 from elastikv.models import LoadedModel, load_model, read_config
+from elastikv.models.checkpoint import open_checkpoint
 from elastikv.weights.hf import HFFolder
 
 
@@ -45,13 +46,13 @@ def test_shards_hold_the_same_model(tmp_path: Path) -> None:
 
 
 def test_vision_language_checkpoint_offers_its_text_model_under_plain_names(tmp_path: Path) -> None:
-    source = HFFolder(tiny_model("qwen3_5_vl", tmp_path))
-    names = set(source.names())
+    checkpoint = open_checkpoint(tiny_model("qwen3_5_vl", tmp_path))
+    names = set(checkpoint.tensors.names())
     assert "model.embed_tokens.weight" in names
     assert "model.layers.0.linear_attn.in_proj_qkv.weight" in names
     assert not any("visual" in name or "language_model" in name for name in names)
-    assert source.config.architecture == "qwen3_5"
-    assert source.config.n_vocab == N_VOCAB
+    assert checkpoint.config.architecture == "qwen3_5"
+    assert checkpoint.config.n_vocab == N_VOCAB
 
 
 def test_bytes_and_values_of_a_tensor(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_tensor_of_another_shape_than_the_config_says(tmp_path: Path) -> None:
 def refused_config(path: Path, **changes: Any) -> str:
     edit_config(path, **changes)
     with pytest.raises(UnsupportedModel) as caught:
-        HFFolder(path)
+        open_checkpoint(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -1,4 +1,4 @@
-"""A Hugging Face folder's tokenizer as GGUF metadata: the counterpart of ``gguf_tokenizer``."""
+"""A Hugging Face folder's tokenizer as GGUF metadata: the counterpart of ``weights/gguf/tokenizer.py``."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from gguf import GGUFWriter, SpecialVocab, TokenType
 from tokenizers import Tokenizer, pre_tokenizers
 
 from elastikv.errors import UnsupportedModel
-from elastikv.weights.config import Architecture, ModelConfig
-from elastikv.weights.gguf_tokenizer import NAMES, SPLITS
+from elastikv.models.config import ModelConfig
+from elastikv.weights.gguf.tokenizer import NAMES, SPLITS
 
 _LOG = logging.getLogger(__name__)
-_ASSUMED_SPLIT: dict[Architecture, str] = {
-    "llama": "llama-bpe",
-    "mistral": "tekken",
-    "qwen2": "qwen2",
-    "qwen3": "qwen2",
-    "qwen3_5": "qwen35",
-}
+_ASSUMED_SPLITS = {"llama": "llama-bpe", "mistral": "tekken", "qwen3_5": "qwen35"}
+_ASSUMED_SPLIT = "qwen2"
+"""Of architectures, and of all others."""
 
 
 def write_vocab(writer: GGUFWriter, folder: Path, config: ModelConfig) -> None:
@@ -81,7 +77,7 @@ def _prepends_space(parsed: dict[str, Any]) -> bool:
     return '"Prepend"' in described or '"prepend_scheme": "first"' in described or '"always"' in described
 
 
-def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: Architecture) -> str:
+def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: str) -> str:
     """llama.cpp's name of the patterns; where it knows none, the architecture's, with a warning."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     patterns = tuple(step["pattern"]["Regex"] for step in steps if "Regex" in step.get("pattern", {}))
@@ -89,7 +85,7 @@ def _split_name(pre_tokenizer: dict[str, Any] | None, architecture: Architecture
         return NAMES[patterns]
     if not patterns and any(step.get("type") == "ByteLevel" and step.get("use_regex", True) for step in steps):
         return "gpt-2"
-    assumed = _ASSUMED_SPLIT[architecture]
+    assumed = _ASSUMED_SPLITS.get(architecture, _ASSUMED_SPLIT)
     _LOG.warning("GGUF has no name for how this tokenizer splits text; written as %r", assumed)
     return assumed
 
@@ -122,5 +118,5 @@ def _put_around(file: Path) -> tuple[int | None, int | None]:
 def _stand_in(config: ModelConfig) -> dict[str, Any]:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: config.n_vocab]
     vocabulary = {byte: token_id for token_id, byte in enumerate(alphabet)}
-    split = {"type": "Split", "pattern": {"Regex": SPLITS[_ASSUMED_SPLIT[config.architecture]][0]}}
+    split = {"type": "Split", "pattern": {"Regex": SPLITS[_ASSUMED_SPLITS.get(config.architecture, _ASSUMED_SPLIT)][0]}}
     return {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "pre_tokenizer": split}

@@ -14,14 +14,14 @@ from support.forward import decode, open_memory, random_ids
 from support.tiny_models import ARCHITECTURES, tiny_model
 
 from elastikv.errors import CorruptFile, UnsupportedModel
-from elastikv.kernels import select_kernels
-from elastikv.models import llama, load_model, qwen3_5
-from elastikv.weights import quants
-from elastikv.weights.gguf_export import export_gguf, main
-from elastikv.weights.gguf_file import GGUFFile
-from elastikv.weights.gguf_layout import places
+from elastikv.kernels import quants, select_kernels
+from elastikv.models import load_model
+from elastikv.models.build import build_decoder
+from elastikv.models.checkpoint import open_checkpoint
+from elastikv.weights.gguf import GGUFFile
 from elastikv.weights.hf import HFFolder
 from elastikv.weights.loader import WeightLoader
+from tools.gguf_export import export_gguf, main
 from tools.gguf_files import K_QUANTS, random_blocks, rewrite
 
 PROMPT = random_ids(70, 300)
@@ -45,12 +45,12 @@ def _relative_rms(logits: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_tensors_config_and_logits_are_those_of_the_folder(arch: str, tmp_path: Path) -> None:
     folder = tiny_model(arch, tmp_path / arch)
-    file = GGUFFile(export_gguf(folder, tmp_path / "model.gguf"))
-    source = HFFolder(folder)
-    assert set(file.names()) == set(source.names())
-    for name in source.names():
+    path = export_gguf(folder, tmp_path / "model.gguf")
+    file, source = open_checkpoint(path), open_checkpoint(folder)
+    assert set(file.tensors.names()) == set(source.tensors.names())
+    for name in source.tensors.names():
         # What is stored as 1 + w or -exp(w) comes back rounded.
-        torch.testing.assert_close(file.get(name), source.get(name), rtol=0, atol=5e-7)
+        torch.testing.assert_close(file.tensors.get(name), source.tensors.get(name), rtol=0, atol=5e-7)
     expected = dataclasses.replace(
         source.config,
         architecture="llama" if arch == "mistral" else source.config.architecture,
@@ -59,7 +59,7 @@ def test_tensors_config_and_logits_are_those_of_the_folder(arch: str, tmp_path: 
     )
     assert file.config == expected
     assert file.config.eos_token_ids[0] == source.config.eos_token_ids[0]
-    assert torch.equal(_logits(file.path), _logits(folder))
+    assert torch.equal(_logits(path), _logits(folder))
 
 
 _LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -117,10 +117,9 @@ class _Rounded(HFFolder):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_only_the_rounding_of_blocks_sets_a_packed_file_apart(arch: str, tmp_path: Path) -> None:
     folder = _folder(arch, tmp_path)
-    source = _Rounded(folder)
-    kernels = select_kernels("reference")
-    build = qwen3_5.build if arch == "qwen3_5" else llama.build
-    model = build(source.config, WeightLoader(source, kernels))
+    checkpoint = open_checkpoint(folder)
+    loader = WeightLoader(_Rounded(folder), str(checkpoint.config))
+    model = build_decoder(checkpoint.architecture, checkpoint.config, loader, select_kernels("reference"))
     rounded = decode(model, open_memory(model), {0: PROMPT})[0]
     path = export_gguf(folder, tmp_path / "model.gguf", "q4_0")
     torch.testing.assert_close(_logits(path, quantize="none"), rounded, rtol=0, atol=1e-5)
@@ -130,24 +129,24 @@ def test_only_the_rounding_of_blocks_sets_a_packed_file_apart(arch: str, tmp_pat
 def test_packed_tensors_are_the_folders_quantised(arch: str, tmp_path: Path) -> None:
     """Undoing the order of rows and columns moves whole rows and blocks, and changes none."""
     folder = _folder(arch, tmp_path)
-    file = GGUFFile(export_gguf(folder, tmp_path / "model.gguf", "q8_0"))
+    file = open_checkpoint(export_gguf(folder, tmp_path / "model.gguf", "q8_0"))
     source = HFFolder(folder)
     n_packed = 0
     for name in source.names():
-        packed = file.get_packed(name)
+        packed = file.tensors.get_packed(name)
         if packed is None:
-            assert file.get(name).dtype == torch.float32
+            assert file.tensors.get(name).dtype == torch.float32
             continue
         n_packed += 1
         assert packed.type == "q8_0"
         assert torch.equal(packed.data, quants.pack(source.get(name), "q8_0")), name
-        assert torch.equal(file.get(name), quants.unpack(packed.data, "q8_0")), name
+        assert torch.equal(file.tensors.get(name), quants.unpack(packed.data, "q8_0")), name
     assert n_packed > 7 * file.config.n_layers
 
 
 def test_columns_whose_order_cuts_blocks_are_packed_anew(tmp_path: Path) -> None:
     folder = tiny_model("qwen3_5", tmp_path / "model")  # v heads of 24
-    file = GGUFFile(export_gguf(folder, tmp_path / "model.gguf", "q4_0"))
+    file = open_checkpoint(export_gguf(folder, tmp_path / "model.gguf", "q4_0")).tensors
     name = "model.layers.0.linear_attn.out_proj.weight"
     packed = file.get_packed(name)
     assert packed is not None
@@ -167,7 +166,8 @@ def test_k_quants_stay_packed_or_are_unpacked(kind: str, tmp_path: Path) -> None
         blocks[name] = random_blocks(kind, *data.shape, seed=len(blocks))
         return blocks[name], kind
 
-    file = GGUFFile(rewrite(plain, tmp_path / "packed.gguf", tensor=replace))
+    path = rewrite(plain, tmp_path / "packed.gguf", tensor=replace)
+    file = open_checkpoint(path).tensors
     packed = file.get_packed("model.layers.1.mlp.down_proj.weight")
     assert packed is not None
     assert packed.type == kind
@@ -175,9 +175,9 @@ def test_k_quants_stay_packed_or_are_unpacked(kind: str, tmp_path: Path) -> None
     q = file.get_packed("model.layers.1.self_attn.q_proj.weight")
     assert q is not None
     assert torch.equal(quants.unpack(q.data, kind), file.get("model.layers.1.self_attn.q_proj.weight"))
-    kept, unpacked = _logits(file.path), _logits(file.path, quantize="none")
+    kept, unpacked = _logits(path), _logits(path, quantize="none")
     assert _relative_rms(kept, unpacked) < 1e-4
-    assert _relative_rms(_logits(file.path, quantize="q8_0"), unpacked) < 0.05
+    assert _relative_rms(_logits(path, quantize="q8_0"), unpacked) < 0.05
 
 
 def test_other_packed_types_are_repacked_as_q8_0(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_other_packed_types_are_repacked_as_q8_0(tmp_path: Path) -> None:
     def replace(name: str, data: np.ndarray) -> tuple[np.ndarray, str] | None:
         return (zeros, "q5_0") if name == "blk.0.attn_k.weight" else None
 
-    file = GGUFFile(rewrite(plain, tmp_path / "q5_0.gguf", tensor=replace))
+    file = open_checkpoint(rewrite(plain, tmp_path / "q5_0.gguf", tensor=replace)).tensors
     packed = file.get_packed("model.layers.0.self_attn.k_proj.weight")
     assert packed is not None
     assert packed.type == "q8_0"
@@ -196,7 +196,7 @@ def test_other_packed_types_are_repacked_as_q8_0(tmp_path: Path) -> None:
 
 def test_rows_no_block_divides_are_written_as_f16(tmp_path: Path) -> None:
     folder = _folder("qwen3", tmp_path, intermediate_size=72)
-    file = GGUFFile(export_gguf(folder, tmp_path / "model.gguf", "q8_0"))
+    file = open_checkpoint(export_gguf(folder, tmp_path / "model.gguf", "q8_0")).tensors
     assert file.get("model.layers.0.mlp.down_proj.weight").dtype == torch.float16
     assert file.get_packed("model.layers.0.mlp.up_proj.weight") is not None
 
@@ -204,7 +204,7 @@ def test_rows_no_block_divides_are_written_as_f16(tmp_path: Path) -> None:
 def test_the_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(_folder("qwen2", tmp_path)), str(tmp_path / "model.gguf"), "--type", "q4_0"])
     assert "model.gguf" in capsys.readouterr().out
-    assert GGUFFile(tmp_path / "model.gguf").get_packed("lm_head.weight") is not None
+    assert open_checkpoint(tmp_path / "model.gguf").tensors.get_packed("lm_head.weight") is not None
     assert [path.name for path in tmp_path.glob("*.partial")] == []
 
 
@@ -229,12 +229,15 @@ def test_truncated_files_are_corrupt(part: float, good: Path, tmp_path: Path) ->
 
 
 def test_a_file_that_shrinks_after_it_was_opened_is_corrupt(good: Path) -> None:
-    file = GGUFFile(good)
+    file, checkpoint = GGUFFile(good), open_checkpoint(good)
     good.write_bytes(good.read_bytes()[:-100])
-    last = max(file.header.tensors.values(), key=lambda tensor: tensor.offset).name
-    name = next(name for name, place in places(file.config).items() if place.gguf_name == last)
+    last = max(file.header.tensors.values(), key=lambda tensor: tensor.offset)
+    places = checkpoint.architecture.places(checkpoint.config)
+    name = next(name for name, place in places.items() if place.gguf_name == last.name)
     with pytest.raises(CorruptFile, match="truncated"):
-        file.get(name)
+        checkpoint.tensors.get(name)
+    with pytest.raises(CorruptFile, match="truncated"):
+        file.read(last)
 
 
 def test_altered_headers_never_get_past_opening(good: Path, tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_altered_headers_never_get_past_opening(good: Path, tmp_path: Path) -> N
         changed[position] ^= 0xFF
         altered.write_bytes(changed)
         with contextlib.suppress(CorruptFile, UnsupportedModel):
-            GGUFFile(altered)
+            open_checkpoint(altered)
 
 
 def test_other_files_are_no_gguf(tmp_path: Path) -> None:
@@ -259,7 +262,7 @@ def test_other_files_are_no_gguf(tmp_path: Path) -> None:
 def test_unsupported_architectures_are_named_with_what_is_supported(good: Path, tmp_path: Path) -> None:
     path = rewrite(good, tmp_path / "other.gguf", metadata={"general.architecture": "gemma3"})
     with pytest.raises(UnsupportedModel, match="'gemma3' is not supported; supported: llama, qwen2, qwen3, qwen35"):
-        GGUFFile(path)
+        open_checkpoint(path)
 
 
 def test_unsupported_tensor_types_are_named(good: Path, tmp_path: Path) -> None:
@@ -268,18 +271,18 @@ def test_unsupported_tensor_types_are_named(good: Path, tmp_path: Path) -> None:
 
     path = rewrite(good, tmp_path / "int.gguf", tensor=replace)
     with pytest.raises(UnsupportedModel, match=r"blk\.1\.ffn_up\.weight has tensor type I32, which is not supported"):
-        GGUFFile(path)
+        open_checkpoint(path)
 
 
 def test_parts_of_a_split_file_say_so(good: Path, tmp_path: Path) -> None:
     path = rewrite(good, tmp_path / "part.gguf", metadata={"split.count": 3})
     with pytest.raises(UnsupportedModel, match="one of several files"):
-        GGUFFile(path)
+        open_checkpoint(path)
 
 
 def test_missing_tensors_and_metadata_are_named(good: Path, tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match=r"lacks model\.layers\.9\.mlp\.up_proj\.weight"):
-        GGUFFile(good).get("model.layers.9.mlp.up_proj.weight")
+        open_checkpoint(good).tensors.get("model.layers.9.mlp.up_proj.weight")
     path = rewrite(good, tmp_path / "renamed.gguf", metadata={"general.architecture": "qwen2"})
     with pytest.raises(CorruptFile, match=r"metadata lacks qwen2\."):
-        GGUFFile(path)
+        open_checkpoint(path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "qwen3_5"]
+from typing_extensions import Self
+
 LayerType = Literal["full", "sliding", "recurrent"]
 RopeKind = Literal["default", "linear", "llama3", "yarn"]
 
@@ -62,11 +64,13 @@ class DeltaNetConfig:
 class ModelConfig:
     """Everything that decides a model's computation and memory, and no tensor.
 
+    Its text is part of what saved sessions know a model by: an architecture that needs more fields adds them in a
+    subclass of its own, so that the sessions of all others still restore.
     ``norm_offset`` is added to the weights of the zero-centred RMS norms (Qwen3.5: 1; a GGUF stores the sum, and its
     reader takes the 1 off again). ``window`` is the width of the layers of type ``"sliding"``.
     """
 
-    architecture: Architecture
+    architecture: str
     name: str
     n_vocab: int
     n_ctx_train: int
@@ -91,3 +95,8 @@ class ModelConfig:
     @property
     def n_layers(self) -> int:
         return len(self.layer_types)
+
+    @classmethod
+    def extending(cls, config: ModelConfig, **more: Any) -> Self:
+        """A subclass's config: all that ``config`` says, and more."""
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, **more)
