@@ -104,14 +104,14 @@ def make_cache(layer: KVLayer, depths: list[int], cell_type: CellType) -> KVCach
     cache = KVCache([layer], options, Budget.parse("none"))
     for seq_id, depth in enumerate(depths):
         cache.resize(depth, seq_id)
-        for part in _parts(cache, seq_id):
-            part.copy_(torch.rand(part.shape) * (100 if part.dtype == torch.int8 else 1))
+        for plane in _planes(cache, seq_id):
+            plane.copy_(torch.rand(plane.shape) * (100 if plane.dtype == torch.int8 else 1))
     return cache
 
 
-def _parts(cache: KVCache, seq_id: int) -> list[torch.Tensor]:
+def _planes(cache: KVCache, seq_id: int) -> list[torch.Tensor]:
     cells = cache.cells(0, seq_id)
-    return [part for part in (cells.k, cells.v, cells.k_scale, cells.v_scale) if part is not None]
+    return [*cells.k.planes, *cells.v.planes]
 
 
 def bench_attention(bench: Bench, n_heads: int, layer: KVLayer, depths: list[int], cell_type: CellType) -> None:
@@ -128,7 +128,7 @@ def bench_attention(bench: Bench, n_heads: int, layer: KVLayer, depths: list[int
             layout, layout, addresses, ends, 0, tensors[0], strides, heads, 0.1, tensors[1], tensors[2]
         )
 
-    n_bytes = sum(part.nbytes for seq_id in range(len(depths)) for part in _parts(cache, seq_id))
+    n_bytes = sum(plane.nbytes for seq_id in range(len(depths)) for plane in _planes(cache, seq_id))
     case = f"{cell_type} {n_heads}/{layer.n_kv_heads} x {layer.head_dim} @ {depths[0]}"
     if n_rows > 1:
         case += f" x {n_rows} sequences"

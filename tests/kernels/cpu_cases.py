@@ -11,7 +11,6 @@ from elastikv.batch import Span, UBatch
 from elastikv.kernels.cpu import CpuKernels
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
-from elastikv.memory.cell_types import load_rows, store_rows
 
 
 @functools.cache
@@ -44,13 +43,10 @@ def filled_cache(
     for seq_id, n_cells in lengths.items():
         cache.resize(n_cells + 5, seq_id)
         cells = cache.cells(0, seq_id)
-        for data, scale in ((cells.k, cells.k_scale), (cells.v, cells.v_scale)):
-            values = torch.randn(n_cells, *data.shape[1:])
-            store_rows(values, data[:n_cells], None if scale is None else scale[:n_cells])
-            if scale is None:
-                data[n_cells:] = torch.nan
-            else:
-                data[n_cells:], scale[n_cells:] = 127, torch.nan
+        for part in (cells.k, cells.v):
+            part.store(slice(0, n_cells), torch.randn(n_cells, part.n_heads, part.dim))
+            for plane in part.planes:
+                plane[n_cells:] = torch.nan if plane.is_floating_point() else 127
     return cache
 
 
@@ -60,8 +56,7 @@ def exact_attention(q: torch.Tensor, cache: KVCache, ubatch: UBatch, scale: floa
     n_heads, out = q.shape[1], []
     for span in ubatch.spans:
         cells = cache.cells(0, span.seq_id)
-        keys = load_rows(cells.k[: span.end], None if cells.k_scale is None else cells.k_scale[: span.end]).double()
-        values = load_rows(cells.v[: span.end], None if cells.v_scale is None else cells.v_scale[: span.end]).double()
+        keys, values = (part.load(slice(0, span.end)).double() for part in (cells.k, cells.v))
         n_group = n_heads // keys.shape[1]
         for token in range(span.n_tokens):
             end = span.pos + token + 1

@@ -10,7 +10,6 @@ from elastikv.kernels.cpu import CpuKernels
 from elastikv.kernels.reference import ReferenceKernels
 from elastikv.memory import KVLayer
 from elastikv.memory.base import CellType
-from elastikv.memory.cell_types import store_rows
 
 # n_heads, KVLayer(n_kv_heads, head_dim, head_dim_v, window)
 SHAPES = [
@@ -74,8 +73,8 @@ def test_weights_of_q8_0_far_apart() -> None:
     cells = cache.cells(0, 0)
     keys, values = torch.zeros(6001, 1, 32), torch.ones(6001, 1, 32)
     keys[70:90], values[70:90] = 12.0, 0.0  # exp(12) times the weight of each of the others
-    store_rows(keys, cells.k[:6001], cells.k_scale[:6001])
-    store_rows(values, cells.v[:6001], cells.v_scale[:6001])
+    cells.k.store(slice(0, 6001), keys)
+    cells.v.store(slice(0, 6001), values)
     out = cpu().attention(torch.full((1, 1, 32), 1 / 32), cache, 0, ubatch, 1.0, poisoned(1, 1, 32))
     torch.testing.assert_close(out.double(), exact_attention(torch.full((1, 1, 32), 1 / 32), cache, ubatch, 1.0))
 

@@ -36,7 +36,7 @@ def store(
     for span in ubatch.spans:
         cells = cache.cells(0, span.seq_id)
         rows = slice(span.pos, span.end)
-        written += [part[rows].clone() for part in (cells.k, cells.v, cells.k_scale, cells.v_scale) if part is not None]
+        written += [plane[rows].clone() for part in (cells.k, cells.v) for plane in part.planes]
     return written
 
 
@@ -60,10 +60,10 @@ def test_the_reference_agrees(layer: KVLayer, rotary: int, cell_type: CellType, 
 def test_cells_outside_the_spans_stay() -> None:
     layer = KVLayer(2, 32, 32)
     cache = filled_cache(layer, {1: 20}, "f16")
-    before = cache.cells(0, 1).k.clone()
+    before = cache.cells(0, 1).k.planes[0].clone()
     q, k, v, cos, sin = tensors(3, layer, 4, 32)
     cpu().rope_store(q, k, v, cos, sin, None, cache, 0, ubatch_of({1: (7, 3)}))
-    after = cache.cells(0, 1).k
+    after = cache.cells(0, 1).k.planes[0]
     assert torch.equal(after[:7], before[:7])
     assert torch.equal(after[10:20], before[10:20])
     assert after[20:].isnan().all()
@@ -78,7 +78,7 @@ def test_values_round_to_nearest_even(cell_type: CellType, dtype: torch.dtype) -
     odd_ones = [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-11, 6e-8, 1e-7, 65504.0]
     v[:] = torch.tensor([*odd_ones, 65519.0, 3.4e38, torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1e-40])
     cpu().rope_store(q, k, v, cos, sin, None, cache, 0, ubatch_of({0: (0, 1)}))
-    torch.testing.assert_close(cache.cells(0, 0).v[0], v[0].to(dtype), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(cache.cells(0, 0).v.planes[0][0], v[0].to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_block_of_zeros_has_no_scale() -> None:
@@ -88,10 +88,10 @@ def test_a_block_of_zeros_has_no_scale() -> None:
     v[:] = 0
     cpu().rope_store(q, k, v, cos, sin, None, cache, 0, ubatch_of({0: (0, 1)}))
     cells = cache.cells(0, 0)
-    assert cells.v_scale is not None
-    assert not cells.v[0].any()
-    assert not cells.v_scale[0].any()
-    assert cells.k[0].abs().max() == 127
+    values, scales = cells.v.planes
+    assert not values[0].any()
+    assert not scales[0].any()
+    assert cells.k.planes[0][0].abs().max() == 127
 
 
 def test_enough_tokens_for_all_threads() -> None:

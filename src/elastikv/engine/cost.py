@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 
 from elastikv.memory.base import CellType, KVLayer, LayerMemory, RecurrentLayer
-from elastikv.memory.cell_types import cell_planes
-from elastikv.memory.storage import bytes_per_row
+from elastikv.memory.formats import cell_format
 
 _FLOAT32_BYTES = 4
 
@@ -18,7 +17,8 @@ class SequenceCost:
     def __init__(self, layers: Sequence[LayerMemory], k_type: CellType, v_type: CellType) -> None:
         attention = [layer for layer in layers if isinstance(layer, KVLayer)]
         recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
-        self._rows = [(bytes_per_row([cell_planes(layer, k_type, v_type)]), layer.window) for layer in attention]
+        formats = cell_format(k_type), cell_format(v_type)
+        self._rows = [(layer.n_bytes(*formats), layer.window) for layer in attention]
         self._state = sum(math.prod(shape) * _FLOAT32_BYTES for layer in recurrent for shape in layer.shapes)
 
     def n_bytes(self, n_tokens: int) -> int:

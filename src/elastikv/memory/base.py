@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import torch
+from typing import Protocol
 
 from elastikv.batch import Batch, UBatch
+from elastikv.memory.formats import CellFormat, CellTensor
+from elastikv.memory.storage.planes import LayerPlanes
 
-CellType = Literal["f32", "f16", "bf16", "q8_0"]
+CellType = str
+"""The name of a cell format: a key of ``memory.formats.FORMATS``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,16 @@ class KVLayer:
     head_dim: int
     head_dim_v: int
     window: int | None = None
+
+    def planes(self, k_format: CellFormat, v_format: CellFormat) -> LayerPlanes:
+        """The tensors of a stream's layer, in the order in which they are stored and saved: values, then scales."""
+        k = k_format.planes("k", self.n_kv_heads, self.head_dim)
+        v = v_format.planes("v", self.n_kv_heads, self.head_dim_v)
+        return (k[0], v[0], *k[1:], *v[1:])
+
+    def n_bytes(self, k_format: CellFormat, v_format: CellFormat) -> int:
+        """Bytes of one cell."""
+        return k_format.n_bytes(self.n_kv_heads, self.head_dim) + v_format.n_bytes(self.n_kv_heads, self.head_dim_v)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +58,12 @@ LayerMemory = KVLayer | RecurrentLayer
 class Cells:
     """One layer of one stream, whole capacity. Row ``r`` holds position ``first + r``.
 
-    k: ``[capacity, n_kv_heads, head_dim]``; v: ``[capacity, n_kv_heads, head_dim_v]``, in the cell
-    type (int8 for q8_0). k_scale, v_scale: float16 ``[capacity, n_kv_heads, ceil(dim / 32)]`` for
-    q8_0, else None. Rows at and beyond the used ones hold anything, NaN included.
+    k: ``[capacity, n_kv_heads, head_dim]``; v: ``[capacity, n_kv_heads, head_dim_v]``, each in its cell format.
+    Rows at and beyond the used ones hold anything, NaN included.
     """
 
-    k: torch.Tensor
-    v: torch.Tensor
-    k_scale: torch.Tensor | None
-    v_scale: torch.Tensor | None
+    k: CellTensor
+    v: CellTensor
     first: int
 
 

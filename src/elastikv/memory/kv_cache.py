@@ -28,6 +28,7 @@ class KVCache:
         self.budget = budget
         self.n_ctx = options.n_ctx
         self._streams = Streams(self.layers, options, budget)
+        self.k_format, self.v_format = self._streams.formats
         self.bytes_per_cell = self._streams.bytes_per_cell
         self._before_call: dict[int, StreamCells | None] | None = None
         self._remembered = -1  # the generation that the two tables below are of
@@ -53,7 +54,7 @@ class KVCache:
         return cells
 
     def addresses(self, layer: int, seq_ids: tuple[int, ...]) -> np.ndarray:
-        """int64 ``[len(seq_ids), 5]``: addresses of k, v, k_scale, v_scale (0: none), and ``first``.
+        """int64 ``[len(seq_ids), 5]``: addresses of k, v, the second planes of k and v (0: none), and ``first``.
 
         Valid until ``generation`` changes; not to be written to.
         """
@@ -312,7 +313,7 @@ class KVCache:
         for (layer, seq_id), cells in self._cells.items():
             fresh = self._streams[seq_id].view(layer)
             assert _address_row(fresh) == _address_row(cells), "a remembered address is stale"
-            assert fresh.k.shape == cells.k.shape, "a remembered view is stale"
+            assert len(fresh.k.planes[0]) == len(cells.k.planes[0]), "a remembered view is stale"
 
     def close(self) -> None:
         self.clear()
@@ -329,5 +330,5 @@ class KVCache:
 
 
 def _address_row(cells: Cells) -> tuple[int, ...]:
-    tensors = (cells.k, cells.v, cells.k_scale, cells.v_scale)
-    return (*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), cells.first)
+    (k, k_scale), (v, v_scale) = cells.k.addresses(), cells.v.addresses()
+    return k, v, k_scale, v_scale, cells.first

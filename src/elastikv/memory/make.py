@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from elastikv.errors import InvalidRequest
 from elastikv.memory.base import CellType, KVLayer, LayerMemory, RecurrentLayer
 from elastikv.memory.budget import Budget
-from elastikv.memory.cell_types import cell_planes
+from elastikv.memory.formats import cell_format
 from elastikv.memory.hybrid import HybridMemory
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.options import MemoryOptions
 from elastikv.memory.recurrent import RecurrentMemory
 from elastikv.memory.states import state_bytes
-from elastikv.memory.storage import bytes_per_row
 
 
 def make_memory(
@@ -42,7 +41,8 @@ class MemoryCost:
 
 def memory_cost(layers: Sequence[LayerMemory], k_type: CellType = "f16", v_type: CellType = "f16") -> MemoryCost:
     """Raises InvalidRequest for an unknown cell type."""
+    formats = cell_format(k_type), cell_format(v_type)
     return MemoryCost(
-        bytes_per_row([cell_planes(layer, k_type, v_type) for layer in layers if isinstance(layer, KVLayer)]),
+        sum(layer.n_bytes(*formats) for layer in layers if isinstance(layer, KVLayer)),
         state_bytes([layer for layer in layers if isinstance(layer, RecurrentLayer)]),
     )

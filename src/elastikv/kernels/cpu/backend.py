@@ -9,7 +9,7 @@ from elastikv.errors import InvalidRequest
 from elastikv.kernels.base import AttentionWeights, DeltaNetWeights, LinearParts, MlpWeights
 from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
 from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp, bind, bind_one
-from elastikv.kernels.cpu.layouts import OF_DTYPE
+from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
 from elastikv.kernels.cpu.linear import OF_TYPE, SCRATCH_BYTES, LinearKernel
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
 from elastikv.memory.kv_cache import KVCache
@@ -75,11 +75,10 @@ class CpuKernels:
         ubatch: UBatch,
     ) -> None:
         plan = self._plan_of(ubatch)
-        cells = cache.cells(layer, plan.seq_ids[0])
         q_norm, k_norm, eps = (0, 0, 0.0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr(), norms[2])
         rope.rope_store(
-            OF_DTYPE[cells.k.dtype],
-            OF_DTYPE[cells.v.dtype],
+            OF_CELL_TYPE[cache.k_format.name],
+            OF_CELL_TYPE[cache.v_format.name],
             (q.data_ptr(), k.data_ptr(), v.data_ptr(), cos.data_ptr(), sin.data_ptr()),
             (*_strides(q), *_strides(k), *_strides(v)),
             (q_norm, k_norm),
@@ -114,18 +113,19 @@ class CpuKernels:
         scale: float,
         out: torch.Tensor,
     ) -> None:
-        cells = cache.cells(layer, run.seq_ids[0])
-        heads = (q.shape[1], cells.k.shape[1], q.shape[2], out.shape[2])
+        heads = (q.shape[1], cache.layers[layer].n_kv_heads, q.shape[2], out.shape[2])
         addresses = cache.addresses(layer, run.seq_ids)
-        row_floats = decode_attention.scratch_floats(*heads, OF_DTYPE[cells.k.dtype], OF_DTYPE[cells.v.dtype])
+        row_floats = decode_attention.scratch_floats(
+            *heads, OF_CELL_TYPE[cache.k_format.name], OF_CELL_TYPE[cache.v_format.name]
+        )
         at_once = max(_SCRATCH_FLOATS // row_floats, 1)
         scratch = self._scratch_of(min(at_once, len(run.ends)) * row_floats)
         for first in range(0, len(run.ends), at_once):
             lines = slice(first, first + at_once)
             row = run.rows.start + first
             decode_attention.attend(
-                OF_DTYPE[cells.k.dtype],
-                OF_DTYPE[cells.v.dtype],
+                OF_CELL_TYPE[cache.k_format.name],
+                OF_CELL_TYPE[cache.v_format.name],
                 addresses[lines],
                 run.ends[lines],
                 window or 0,

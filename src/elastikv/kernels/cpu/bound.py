@@ -131,12 +131,12 @@ class BoundAttention:
         plan, (n, hidden), weights = self._plan_of(ubatch), x.shape, self._weights
         if plan.rows is None or n > self._max_rows:
             return False
-        scratch = self._scratch_of(n * self._row_floats[cache.options.k_type, cache.options.v_type])
+        scratch = self._scratch_of(n * self._row_floats[cache.k_format.name, cache.v_format.name])
         layers.attention(
             *self._projection.arguments,
             *self._output.arguments[:2],
-            OF_CELL_TYPE[cache.options.k_type],
-            OF_CELL_TYPE[cache.options.v_type],
+            OF_CELL_TYPE[cache.k_format.name],
+            OF_CELL_TYPE[cache.v_format.name],
             self._norms,
             self._eps,
             weights.scale,

@@ -16,10 +16,11 @@ from numba import prange
 
 from elastikv.batch import Span
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import F32, OF_DTYPE, load_values, row_bytes, scale_bytes, store_values
+from elastikv.kernels.cpu.layouts import F32, OF_CELL_TYPE, load_values, row_bytes, scale_bytes, store_values
 from elastikv.kernels.cpu.vector import LANES, load_float, store_float
 from elastikv.kernels.cpu.vector_math import exp, max_lanes, maximum, splat, sum_lanes
 from elastikv.memory.base import Cells
+from elastikv.memory.formats import CellTensor
 
 _CHUNK_CELLS = 512
 _CHUNK_ROWS = 1024
@@ -33,10 +34,12 @@ def scratch_floats(d: int, dv: int) -> int:
 
 
 @kernel
-def _widen_head(layout: Any, cells: int, scales: int, n_heads: int, head: int, width: int, n: int, out: int) -> None:
-    """One head of n consecutive cells as float32 ``[n, width]``; cells, scales: addresses of the first."""
+def _widen_head(
+    layout: Any, cells: int, scales: int, n_heads: int, head: int, width: int, first: int, n: int, out: int
+) -> None:
+    """One head of cells ``first .. first + n`` as float32 ``[n, width]``; cells, scales: addresses of the planes."""
     for cell in prange(n):
-        place = cell * n_heads + head
+        place = (first + cell) * n_heads + head
         row, row_scales = cells + place * row_bytes(layout, width), scales + place * scale_bytes(layout, width)
         for start in range(0, width, LANES):
             values = load_values(layout, row, row_scales, start, width)
@@ -140,7 +143,7 @@ def attend_span(
 ) -> None:
     """q ``[span.n_tokens, n_heads, d]`` (strided allowed) to out ``[span.n_tokens, n_heads, dv]``."""
     n_tokens, n_heads, d = q.shape
-    n_kv_heads, dv = cells.v.shape[1:]
+    n_kv_heads, dv = cells.v.n_heads, cells.v.dim
     n_group = n_heads // n_kv_heads
     views = _cut(scratch, d, dv)
     step = max(_CHUNK_ROWS // n_group, 1)
@@ -174,8 +177,8 @@ def _attend_piece(
     begin = cells.first if window is None else max(cells.first, piece.pos - window + 1)
     for p0 in range(begin, piece.end, _CHUNK_CELLS):
         n = min(_CHUNK_CELLS, piece.end - p0)
-        keys = _widen(cells.k, cells.k_scale, p0 - cells.first, n, head, views.keys)
-        values = _widen(cells.v, cells.v_scale, p0 - cells.first, n, head, views.values)
+        keys = _widen(cells.k, p0 - cells.first, n, head, views.keys)
+        values = _widen(cells.v, p0 - cells.first, n, head, views.values)
         scores = torch.mm(queries, keys.t(), out=views.scores[: n_rows * n].view(n_rows, n))
         _softmax(
             scores.data_ptr(), n_rows, n, n_group, piece.pos, p0, window or 0, sums.data_ptr(), dv, state.data_ptr()
@@ -184,13 +187,9 @@ def _attend_piece(
     torch.div(sums.view(out.shape), state[n_rows:].view(n_tokens, n_group, 1), out=out)
 
 
-def _widen(
-    cells: torch.Tensor, scales: torch.Tensor | None, first: int, n: int, head: int, scratch: torch.Tensor
-) -> torch.Tensor:
-    """One head of rows ``first .. first + n`` as float32 ``[n, width]`` in scratch."""
-    _, n_heads, width = cells.shape
-    out = scratch[: n * width].view(n, width)
-    scale_address = 0 if scales is None else scales.data_ptr() + first * scales.stride(0) * 2
-    address = cells.data_ptr() + first * cells.stride(0) * cells.element_size()
-    _widen_head(OF_DTYPE[cells.dtype], address, scale_address, n_heads, head, width, n, out.data_ptr())
+def _widen(cells: CellTensor, first: int, n: int, head: int, scratch: torch.Tensor) -> torch.Tensor:
+    """One head of rows ``first .. first + n`` as float32 ``[n, dim]`` in scratch."""
+    out = scratch[: n * cells.dim].view(n, cells.dim)
+    layout = OF_CELL_TYPE[cells.format.name]
+    _widen_head(layout, *cells.addresses(), cells.n_heads, head, cells.dim, first, n, out.data_ptr())
     return out
