@@ -24,7 +24,7 @@ from elastikv import LLM
 from elastikv.batch import Batch, SeqTokens
 from elastikv.kernels.cpu.backend import CpuKernels
 from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
-from elastikv.kernels.cpu.linear import LinearKernel
+from elastikv.kernels.cpu.matmul.linear import LinearKernel
 
 sys.path.insert(0, str(Path(__file__).parent))
 from kernels import READ_BYTES, read_all

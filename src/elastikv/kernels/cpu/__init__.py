@@ -1,6 +1,6 @@
 """Kernels for processors, compiled by numba. Importing this raises ImportError where they cannot run."""
 
-from elastikv.kernels.cpu.features import require_halves
+from elastikv.kernels.cpu.simd.features import require_halves
 
 require_halves()
 

@@ -11,10 +11,10 @@ import torch
 from elastikv.batch import UBatch
 from elastikv.kernels.base import AttentionWeights, DeltaNetWeights, LinearParts, MlpWeights, PackedTensor
 from elastikv.kernels.cpu import layers
-from elastikv.kernels.cpu.decode_attention import scratch_floats
-from elastikv.kernels.cpu.few_rows import Product
-from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
-from elastikv.kernels.cpu.linear import OF_TYPE, LinearKernel, matrix_of
+from elastikv.kernels.cpu.attention.decode import scratch_floats
+from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
+from elastikv.kernels.cpu.matmul.linear import LinearKernel, matrix_of
+from elastikv.kernels.cpu.matmul.skinny import Product
 from elastikv.kernels.cpu.plan import Planner, state_table
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
@@ -45,7 +45,7 @@ def _table(parts: LinearParts, indices: Sequence[int]) -> np.ndarray:
 
 def bind(parts: LinearParts, linear: LinearKernel) -> BoundLinear | None:
     """None where there are more formats, or one that is not multiplied as it is."""
-    if any(isinstance(part.weight, PackedTensor) and part.weight.type not in OF_TYPE for part in parts):
+    if any(isinstance(part.weight, PackedTensor) and part.weight.type not in WEIGHTS for part in parts):
         return None
     products = [linear.product(part.weight) for part in parts]
     return BoundLinear(parts, products) if len(set(products)) <= 2 else None
@@ -110,8 +110,8 @@ class BoundAttention:
         self._eps = 0.0 if norms is None else norms[2]
         heads = (weights.n_heads, weights.n_kv_heads, weights.head_dim, weights.head_dim)
         self._row_floats = {
-            types: scratch_floats(*heads, *(OF_CELL_TYPE[name] for name in types))
-            for types in itertools.product(OF_CELL_TYPE, repeat=2)
+            types: scratch_floats(*heads, *(CELLS[name] for name in types))
+            for types in itertools.product(CELLS, repeat=2)
         }
         rows_at_once = max(max_scratch_floats // max(self._row_floats.values()), 1)
         self._max_rows = min(projection.max_rows, output.max_rows, rows_at_once)
@@ -135,8 +135,8 @@ class BoundAttention:
         layers.attention(
             *self._projection.arguments,
             *self._output.arguments[:2],
-            OF_CELL_TYPE[cache.k_format.name],
-            OF_CELL_TYPE[cache.v_format.name],
+            CELLS[cache.k_format.name],
+            CELLS[cache.v_format.name],
             self._norms,
             self._eps,
             weights.scale,

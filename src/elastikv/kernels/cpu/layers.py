@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from elastikv.kernels.cpu import decode_attention, norms, recurrent, rope
-from elastikv.kernels.cpu.few_rows import multiply
+from elastikv.kernels.cpu import norms, recurrent
+from elastikv.kernels.cpu.attention import decode as decode_attention
+from elastikv.kernels.cpu.attention import rope
 from elastikv.kernels.cpu.jit import fused, inlined
+from elastikv.kernels.cpu.matmul.skinny import multiply
 
 
 @inlined
@@ -82,7 +84,7 @@ def attention(
     """See ``AttentionKernel``. norm_weights: addresses of those of q and k, or zeros; window 0: none; shape: (hidden
     size, n_heads, n_kv_heads, head_dim, rotary_dim / 2); cells: ``KVCache.addresses``, one line per row; rows: 0, 1,
     ...; ends: positions + 1; tensors: addresses of x, cos, sin, wide (q, k, v and, if gated, the gate), inner, scratch
-    as ``decode_attention.attend`` wants it.
+    as ``attention.decode.attend`` wants it.
     """
     hidden, n_heads, n_kv_heads, d, half = shape
     x, cos, sin, wide, inner, scratch = tensors
