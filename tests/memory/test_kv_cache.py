@@ -324,7 +324,7 @@ def test_views_and_addresses_are_remembered_until_the_next_resize() -> None:
     generation = cache.generation
     decode(cache, {0: range(9)})
     assert cache.generation != generation
-    assert cache.cells(1, 0).k.planes[0].shape == (16, 1, 32)
+    assert cache.cells(1, 0).k.shape == (16, 1, 32)
     assert cache.addresses(1, (1, 0)) is not table
 
 

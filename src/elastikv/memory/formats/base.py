@@ -56,6 +56,11 @@ class CellTensor:
     dim: int
     planes: tuple[torch.Tensor, ...]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(capacity, n_heads, dim)``."""
+        return len(self.planes[0]), self.n_heads, self.dim
+
     def store(self, rows: slice, values: torch.Tensor) -> None:
         """Write values ``[n, n_heads, dim]``, of any floating-point type, into n rows."""
         self.format.store(values, [plane[rows] for plane in self.planes])
