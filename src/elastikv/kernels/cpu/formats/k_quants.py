@@ -183,7 +183,7 @@ def _dot_q6_k(code: Int8Dot) -> None:
 
 
 class Q4_KLayout(KQuantLayout):  # noqa: N801
-    """See the module."""
+    """144 bytes a block: 4-bit values, a scale and a minimum for each part."""
 
     label = "q4_k blocks"
     block_bytes = 144
@@ -197,7 +197,7 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
 
 
 class Q5_KLayout(KQuantLayout):  # noqa: N801
-    """See the module."""
+    """176 bytes a block: 5-bit values, a scale and a minimum for each part."""
 
     label = "q5_k blocks"
     block_bytes = 176
@@ -211,7 +211,7 @@ class Q5_KLayout(KQuantLayout):  # noqa: N801
 
 
 class Q6_KLayout(KQuantLayout):  # noqa: N801
-    """See the module."""
+    """210 bytes a block: 6-bit values, a scale for each half of a part."""
 
     label = "q6_k blocks"
     block_bytes = 210
