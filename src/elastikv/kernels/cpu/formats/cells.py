@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from elastikv.kernels.cpu.formats.layout import Layout, compiled
+from elastikv.kernels.cpu.formats.layout import Layout, compiled, compiled_inline
 from elastikv.kernels.cpu.simd.vector import Vector
 
 BLOCK_CELLS = 64
@@ -33,7 +33,7 @@ CELLS_PREFETCH = 16384
 class CellLayout(Layout):
     """One cell format. A row is one head of one cell; d is its width."""
 
-    @compiled
+    @compiled_inline
     @abstractmethod
     def scale_bytes(self, width: int) -> int:
         """Bytes of the scales of ``width`` values; 0 if there are none."""

@@ -65,12 +65,22 @@ def layout_of(label: str) -> Layout:
 
 def compiled(method: _Method) -> _Method:
     """Decorates a method that kernels call, where it is first declared."""
+    return _compiled(method, inline="never")
 
+
+def compiled_inline(method: _Method) -> _Method:
+    """Decorates a short one that numba is to put in the place of its calls, before it looks at loops."""
+    return _compiled(method, inline="always")
+
+
+def _compiled(method: _Method, inline: str) -> _Method:
     def choose(tag: LayoutType, *_: Any) -> Any:
         return getattr(type(tag.layout), method.__name__)
 
     choose.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
-    overload_method(LayoutType, method.__name__, strict=False)(choose)  # strict would compare annotations, too
+    overload_method(LayoutType, method.__name__, inline=inline, strict=False)(
+        choose
+    )  # strict would compare annotations, too
     return method
 
 
@@ -103,7 +113,7 @@ class Layout(ABC):
     def __repr__(self) -> str:
         return f"<layout {self.label}>"
 
-    @compiled
+    @compiled_inline
     @abstractmethod
     def row_bytes(self, width: int) -> int:
         """Bytes of ``width`` values, without scales that lie apart."""
