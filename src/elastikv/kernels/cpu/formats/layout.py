@@ -78,9 +78,8 @@ def _compiled(method: _Method, inline: str) -> _Method:
         return getattr(type(tag.layout), method.__name__)
 
     choose.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
-    overload_method(LayoutType, method.__name__, inline=inline, strict=False)(
-        choose
-    )  # strict would compare annotations, too
+    # Implementations have the names of its parameters, but not always the annotations, which ``strict`` would compare.
+    overload_method(LayoutType, method.__name__, inline=inline, strict=False)(choose)
     return method
 
 
