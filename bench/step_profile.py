@@ -24,7 +24,7 @@ from elastikv import LLM
 from elastikv.kernels.composed import Attention, DeltaNet, Mlp
 from elastikv.kernels.cpu.backend import CpuKernels
 from elastikv.kernels.cpu.fused import FusedAttention, FusedDeltaNet, FusedMlp
-from elastikv.kernels.cpu.linear import LinearKernel
+from elastikv.kernels.cpu.matmul.linear import LinearKernel
 
 KERNELS = (
     "attention", "rope_store", "rms_norm", "add_rms_norm", "silu_mul", "gated_rms_norm", "sigmoid_mul", "causal_conv",

@@ -7,10 +7,13 @@ import torch
 from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
 from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Mlp
-from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
+from elastikv.kernels.cpu import norms, recurrent
+from elastikv.kernels.cpu.attention import decode as decode_attention
+from elastikv.kernels.cpu.attention import prefill as prefill_attention
+from elastikv.kernels.cpu.attention import rope
+from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
 from elastikv.kernels.cpu.fused import FusedAttention, FusedDeltaNet, FusedMlp, arguments_of
-from elastikv.kernels.cpu.layouts import OF_DTYPE
-from elastikv.kernels.cpu.linear import OF_TYPE, SCRATCH_BYTES, LinearKernel
+from elastikv.kernels.cpu.matmul.linear import SCRATCH_BYTES, LinearKernel
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
 from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, MlpWeights
 from elastikv.memory.kv_cache import KVCache
@@ -24,7 +27,7 @@ class CpuKernels(ComposedKernels):
     """Kernels for processors, compiled by numba. Not for use by several threads at once: scratch is shared."""
 
     name = "cpu"
-    packed_types = frozenset(OF_TYPE)
+    packed_types = frozenset(WEIGHTS)
 
     def __init__(self) -> None:
         self.linear = LinearKernel()
@@ -100,11 +103,10 @@ class CpuKernels(ComposedKernels):
         ubatch: UBatch,
     ) -> None:
         plan = self._plan_of(ubatch)
-        cells = cache.cells(layer, plan.seq_ids[0])
         q_norm, k_norm, eps = (0, 0, 0.0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr(), norms[2])
         rope.rope_store(
-            OF_DTYPE[cells.k.dtype],
-            OF_DTYPE[cells.v.dtype],
+            CELLS[cache.k_format.name],
+            CELLS[cache.v_format.name],
             (q.data_ptr(), k.data_ptr(), v.data_ptr(), cos.data_ptr(), sin.data_ptr()),
             (*_strides(q), *_strides(k), *_strides(v)),
             (q_norm, k_norm),
@@ -139,18 +141,17 @@ class CpuKernels(ComposedKernels):
         scale: float,
         out: torch.Tensor,
     ) -> None:
-        cells = cache.cells(layer, run.seq_ids[0])
-        heads = (q.shape[1], cells.k.shape[1], q.shape[2], out.shape[2])
+        heads = (q.shape[1], cache.layers[layer].n_kv_heads, q.shape[2], out.shape[2])
         addresses = cache.addresses(layer, run.seq_ids)
-        row_floats = decode_attention.scratch_floats(*heads, OF_DTYPE[cells.k.dtype], OF_DTYPE[cells.v.dtype])
+        row_floats = decode_attention.scratch_floats(*heads, CELLS[cache.k_format.name], CELLS[cache.v_format.name])
         at_once = max(_SCRATCH_FLOATS // row_floats, 1)
         scratch = self._scratch_of(min(at_once, len(run.ends)) * row_floats)
         for first in range(0, len(run.ends), at_once):
             lines = slice(first, first + at_once)
             row = run.rows.start + first
             decode_attention.attend(
-                OF_DTYPE[cells.k.dtype],
-                OF_DTYPE[cells.v.dtype],
+                CELLS[cache.k_format.name],
+                CELLS[cache.v_format.name],
                 addresses[lines],
                 run.ends[lines],
                 window or 0,

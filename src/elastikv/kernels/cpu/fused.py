@@ -14,10 +14,10 @@ import torch
 from elastikv.kernels.base import ForwardPass, Kernels
 from elastikv.kernels.composed import Attention, DeltaNet, Mlp
 from elastikv.kernels.cpu import layers
-from elastikv.kernels.cpu.decode_attention import scratch_floats
-from elastikv.kernels.cpu.few_rows import Product
-from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
-from elastikv.kernels.cpu.linear import OF_TYPE, LinearKernel, matrix_of
+from elastikv.kernels.cpu.attention.decode import scratch_floats
+from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
+from elastikv.kernels.cpu.matmul.linear import LinearKernel, matrix_of
+from elastikv.kernels.cpu.matmul.skinny import Product
 from elastikv.kernels.cpu.plan import Planner, state_table
 from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, LinearWeights, MlpWeights, PackedTensor
 
@@ -48,7 +48,7 @@ def arguments_of(weights: LinearWeights, linear: LinearKernel, max_formats: int 
     """None where there are more formats or, if one is the most, parts; or a format that is not multiplied as it is."""
     if max_formats == 1 and len(weights.parts) > 1:
         return None
-    if any(isinstance(part.weight, PackedTensor) and part.weight.type not in OF_TYPE for part in weights.parts):
+    if any(isinstance(part.weight, PackedTensor) and part.weight.type not in WEIGHTS for part in weights.parts):
         return None
     products = [linear.product(part.weight) for part in weights.parts]
     return LinearArguments(weights, products) if len(set(products)) <= max_formats else None
@@ -103,8 +103,8 @@ class FusedAttention(Attention):
         self._eps = (weights.norms.eps, eps)
         heads = (weights.n_heads, weights.n_kv_heads, weights.head_dim, weights.head_dim)
         self._row_floats = {
-            types: scratch_floats(*heads, *(OF_CELL_TYPE[name] for name in types))
-            for types in itertools.product(OF_CELL_TYPE, repeat=2)
+            formats: scratch_floats(*heads, *(CELLS[name] for name in formats))
+            for formats in itertools.product(CELLS, repeat=2)
         }
         rows_at_once = max(max_scratch_floats // max(self._row_floats.values()), 1)
         self._max_rows = min(projection.max_rows, output.max_rows, rows_at_once)
@@ -115,13 +115,13 @@ class FusedAttention(Attention):
             super().__call__(delta, residual, forward)
             return
         cache, layer = forward.cache, self._layer
-        types = cache.options.k_type, cache.options.v_type
+        formats = cache.k_format.name, cache.v_format.name
         cos, sin = forward.rotations[weights.rope]
-        views, scratch = forward.views(self.buffer_widths, n), self._scratch_of(n * self._row_floats[types])
+        views, scratch = forward.views(self.buffer_widths, n), self._scratch_of(n * self._row_floats[formats])
         layers.attention(
             *self._matrices,
-            OF_CELL_TYPE[types[0]],
-            OF_CELL_TYPE[types[1]],
+            CELLS[formats[0]],
+            CELLS[formats[1]],
             self._norm_weights,
             self._eps,
             weights.scale,

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from elastikv.kernels.cpu import decode_attention, norms, recurrent, rope
-from elastikv.kernels.cpu.few_rows import multiply
+from elastikv.kernels.cpu import norms, recurrent
+from elastikv.kernels.cpu.attention import decode as decode_attention
+from elastikv.kernels.cpu.attention import rope
 from elastikv.kernels.cpu.jit import fused, inlined
+from elastikv.kernels.cpu.matmul.skinny import multiply
 
 
 @inlined
@@ -95,7 +97,7 @@ def attention(
     the first two and of the others; window 0: none; shape: (hidden size, n_heads, n_kv_heads, head_dim, rotary_dim /
     2); cells: ``KVCache.addresses``, one line per row; rows: 0, 1, ...; ends: positions + 1; tensors: addresses of
     delta, residual, normed, wide (q, k, v and, if gated, the gate), inner, cos, sin, scratch as
-    ``decode_attention.attend`` wants it.
+    ``attention.decode.attend`` wants it.
     """
     hidden, n_heads, n_kv_heads, d, half = shape
     delta, _, normed, wide, inner, cos, sin, scratch = tensors
