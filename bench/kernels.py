@@ -23,12 +23,13 @@ import torch
 from bench.bandwidth import PlainRead
 from bench.report import lengths, new_parser, write_json
 from elastikv.batch import Span, UBatch
-from elastikv.kernels.base import PackedTensor, Weight
-from elastikv.kernels.cpu import CpuKernels, decode_attention, set_threads
-from elastikv.kernels.cpu.layouts import OF_CELL_TYPE
+from elastikv.kernels import quants
+from elastikv.kernels.cpu import CpuKernels, set_threads
+from elastikv.kernels.cpu.attention import decode
+from elastikv.kernels.cpu.formats import CELLS
+from elastikv.kernels.weights import PackedTensor, Weight
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
-from elastikv.weights import quants
 
 
 @dataclass
@@ -86,31 +87,29 @@ def make_cache(layer: KVLayer, depths: list[int], cell_type: CellType) -> KVCach
     cache = KVCache([layer], options, Budget.parse("none"))
     for seq_id, depth in enumerate(depths):
         cache.resize(depth, seq_id)
-        for part in _parts(cache, seq_id):
-            part.copy_(torch.rand(part.shape) * (100 if part.dtype == torch.int8 else 1))
+        for plane in _planes(cache, seq_id):
+            plane.copy_(torch.rand(plane.shape) * (100 if plane.dtype == torch.int8 else 1))
     return cache
 
 
-def _parts(cache: KVCache, seq_id: int) -> list[torch.Tensor]:
+def _planes(cache: KVCache, seq_id: int) -> list[torch.Tensor]:
     cells = cache.cells(0, seq_id)
-    return [part for part in (cells.k, cells.v, cells.k_scale, cells.v_scale) if part is not None]
+    return [*cells.k.planes, *cells.v.planes]
 
 
 def bench_attention(bench: Bench, n_heads: int, layer: KVLayer, depths: list[int], cell_type: CellType) -> None:
     """The compiled kernel alone, as a bound layer calls it."""
     cache, n_rows = make_cache(layer, depths, cell_type), len(depths)
     q, out = torch.randn(n_rows, n_heads, layer.head_dim), torch.empty(n_rows, n_heads, layer.head_dim_v)
-    layout, heads = OF_CELL_TYPE[cell_type], (n_heads, layer.n_kv_heads, layer.head_dim, layer.head_dim_v)
-    scratch = torch.empty(n_rows * decode_attention.scratch_floats(*heads, layout, layout))
+    layout, heads = CELLS[cell_type], (n_heads, layer.n_kv_heads, layer.head_dim, layer.head_dim_v)
+    scratch = torch.empty(n_rows * decode.scratch_floats(*heads, layout, layout))
     addresses, ends = cache.addresses(0, tuple(range(n_rows))), np.array(depths, dtype=np.int64)
     tensors, strides = [tensor.data_ptr() for tensor in (q, scratch, out)], (q.stride(0) * 4, q.stride(1) * 4)
 
     def attend() -> None:
-        decode_attention.attend(
-            layout, layout, addresses, ends, 0, tensors[0], strides, heads, 0.1, tensors[1], tensors[2]
-        )
+        decode.attend(layout, layout, addresses, ends, 0, tensors[0], strides, heads, 0.1, tensors[1], tensors[2])
 
-    n_bytes = sum(part.nbytes for seq_id in range(len(depths)) for part in _parts(cache, seq_id))
+    n_bytes = sum(plane.nbytes for seq_id in range(len(depths)) for plane in _planes(cache, seq_id))
     case = f"{cell_type} {n_heads}/{layer.n_kv_heads} x {layer.head_dim} @ {depths[0]}"
     if n_rows > 1:
         case += f" x {n_rows} sequences"

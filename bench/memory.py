@@ -104,8 +104,8 @@ def _write_cells(cache: KVCache, ubatch: UBatch) -> None:
     for span in ubatch.spans:
         for layer in range(len(cache.layers)):
             cells = cache.cells(layer, span.seq_id)
-            cells.k[span.pos : span.end] = 1
-            cells.v[span.pos : span.end] = 2
+            cells.k.planes[0][span.pos : span.end] = 1
+            cells.v.planes[0][span.pos : span.end] = 2
 
 
 def in_own_process(configuration: Configuration, token_counts: list[int], n_ctx: int) -> list[Sample]:

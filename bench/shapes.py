@@ -111,7 +111,7 @@ def write_model(shape: str, root: Path, dtype: str = "bfloat16") -> Path:
 
 def write_gguf(folder: Path, file_type: str) -> Path:
     """The same weights as a GGUF file of one type; for ``q4_k_m`` other random ones, as nothing here packs those."""
-    from elastikv.weights.gguf_export import export_gguf
+    from tools.gguf_export import export_gguf
 
     path = folder.with_name(f"{folder.name}-{file_type}.gguf")
     if not path.exists() and file_type == "q4_k_m":

@@ -21,9 +21,10 @@ from bench.decoding import append, tokens
 from bench.report import lengths, new_parser
 from bench.shapes import weight_bytes
 from elastikv import LLM
+from elastikv.kernels.composed import Attention, DeltaNet, Mlp
 from elastikv.kernels.cpu.backend import CpuKernels
-from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp
-from elastikv.kernels.cpu.linear import LinearKernel
+from elastikv.kernels.cpu.fused import FusedAttention, FusedDeltaNet, FusedMlp
+from elastikv.kernels.cpu.matmul.linear import LinearKernel
 
 KERNELS = (
     "attention", "rope_store", "rms_norm", "add_rms_norm", "silu_mul", "gated_rms_norm", "sigmoid_mul", "causal_conv",
@@ -54,10 +55,12 @@ class Clock:
 
 
 def install(clock: Clock) -> None:
-    """Kernels tell the time once ``running``; whole layers, inside which nothing can be timed, then step back."""
-    for bound in (BoundAttention, BoundDeltaNet, BoundMlp):
-        whole = bound.__call__
-        bound.__call__ = lambda *args, whole=whole: not clock.running and whole(*args)  # type: ignore[method-assign]
+    """Kernels tell the time once ``running``; layers, inside whose one call nothing can be timed, are then composed."""
+    for layer, base in ((FusedAttention, Attention), (FusedDeltaNet, DeltaNet), (FusedMlp, Mlp)):
+        whole, composed = layer.__call__, base.__call__
+        layer.__call__ = lambda *args, whole=whole, composed=composed: (  # type: ignore[method-assign]
+            (composed if clock.running else whole)(*args)
+        )
     for kernel in KERNELS:
         setattr(CpuKernels, kernel, clock.timed(getattr(CpuKernels, kernel), lambda *_, kernel=kernel: kernel))
     LinearKernel.__call__ = clock.timed(  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from gguf.constants import GGMLQuantizationType
 
-from elastikv.weights import quants
+from elastikv.kernels import quants
 
 K_QUANTS = ("q4_k", "q5_k", "q6_k")
 _SCALE_OFFSETS = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}

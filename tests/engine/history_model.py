@@ -78,8 +78,9 @@ class HistoryModel:
         cache = memory.attention if isinstance(memory, HybridMemory) else memory
         cells = cache.cells(0, span.seq_id)
         rows = slice(span.pos - cells.first, span.end - cells.first)
-        cells.k[rows, 0, 0] = torch.from_numpy(token_ids).float()
-        history = cells.k[: span.end - cells.first, 0, 0].numpy().astype(np.int64)
+        k = cells.k.planes[0]
+        k[rows, 0, 0] = torch.from_numpy(token_ids).float()
+        history = k[: span.end - cells.first, 0, 0].numpy().astype(np.int64)
         products = np.cumsum((np.arange(len(history)) + 1 + cells.first) * (history + 1)) % _MODULUS
         folded = self._fold(span, token_ids, history, memory)
         return [

@@ -8,7 +8,7 @@ import torch
 
 from elastikv.batch import Batch, SeqTokens, UBatch
 from elastikv.memory import Cells, HybridMemory, KVCache, KVLayer, RecurrentLayer, RecurrentMemory
-from elastikv.memory.cell_types import load_rows, store_rows
+from elastikv.memory.formats import CellTensor
 
 KV_LAYERS = [KVLayer(2, 8, 4), KVLayer(1, 32, 40)]
 RECURRENT_LAYERS = [RecurrentLayer(((3, 2), (2, 4, 4))), RecurrentLayer(((5,),))]
@@ -41,8 +41,8 @@ def forward(memory: AnyMemory, ubatch: UBatch) -> None:
             for layer in range(len(attention.layers)):
                 cells = attention.cells(layer, span.seq_id)
                 rows = slice(span.pos - cells.first, span.end - cells.first)
-                _write(cells.k, cells.k_scale, rows, positions)
-                _write(cells.v, cells.v_scale, rows, ids)
+                _write(cells.k, rows, positions)
+                _write(cells.v, rows, ids)
         if recurrent:
             for layer in range(len(recurrent.layers)):
                 sources, targets = recurrent.source(layer, span.seq_id), recurrent.target(layer, span.seq_id)
@@ -75,15 +75,13 @@ def state_sums(memory: RecurrentMemory, seq_id: int) -> set[int]:
     return {int(value) for layer in state.layers for tensor in layer for value in tensor.flatten().tolist()}
 
 
-def _write(data: torch.Tensor, scale: torch.Tensor | None, rows: slice, values: torch.Tensor) -> None:
-    spread = values[:, None, None].expand(-1, *data.shape[1:]).contiguous()
-    store_rows(spread, data[rows], None if scale is None else scale[rows])
+def _write(cells: CellTensor, rows: slice, values: torch.Tensor) -> None:
+    cells.store(rows, values[:, None, None].expand(-1, cells.n_heads, cells.dim).contiguous())
 
 
 def _read(cells: Cells, n_cells: int) -> tuple[list[int], list[int]]:
-    k = load_rows(cells.k[:n_cells], None if cells.k_scale is None else cells.k_scale[:n_cells])
-    v = load_rows(cells.v[:n_cells], None if cells.v_scale is None else cells.v_scale[:n_cells])
-    return _only_value(k), _only_value(v)
+    rows = slice(0, n_cells)
+    return _only_value(cells.k.load(rows)), _only_value(cells.v.load(rows))
 
 
 def _only_value(rows: torch.Tensor) -> list[int]:

@@ -343,8 +343,8 @@ def test_views_and_addresses_are_remembered_until_the_next_resize() -> None:
     decode(cache, {0: [2]})
     assert cache.cells(1, 0) is cells
     assert cache.addresses(1, (1, 0)) is table
-    assert cells.k_scale is not None
-    assert table[1].tolist() == [cells.k.data_ptr(), cells.v.data_ptr(), cells.k_scale.data_ptr(), 0, 0]
+    (k, k_scale), (v,) = cells.k.planes, cells.v.planes
+    assert table[1].tolist() == [k.data_ptr(), v.data_ptr(), k_scale.data_ptr(), 0, 0]
     generation = cache.generation
     decode(cache, {0: range(9)})
     assert cache.generation != generation
@@ -410,7 +410,7 @@ def test_pages_behind_a_window_are_given_back(storage: str) -> None:
     assert stream is not None
     released = stream.storage.released(0)
     assert 4000 - 100 - 256 < released <= 4000 - 99
-    assert cache.cells(0, 0).k[released:4000].eq(torch.arange(released, 4000)[:, None, None]).all()
+    assert cache.cells(0, 0).k.planes[0][released:4000].eq(torch.arange(released, 4000)[:, None, None]).all()
 
     assert not cache.seq_rm(0, 2000)
     assert not cache.seq_rm(0, 0, 10)

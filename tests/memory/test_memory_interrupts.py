@@ -10,7 +10,6 @@ from memory_helpers import RECURRENT_LAYERS, AnyMemory, attention_of, decode, re
 from support.interrupts import every_line
 
 from elastikv.memory import Budget, KVLayer, MemoryOptions, make_memory
-from elastikv.memory.cell_types import load_rows
 
 FULL, WINDOW = KVLayer(2, 8, 4), KVLayer(1, 32, 40, window=30)
 LAYERS = {"full": [FULL, FULL], "windows": [FULL, WINDOW], "hybrid": [FULL, *RECURRENT_LAYERS]}
@@ -53,7 +52,7 @@ def held(memory: AnyMemory) -> dict[int, list[tuple[int, int]]]:
     assert cache is not None
     for seq_id in cache.seq_ids():
         cells, n = cache.cells(0, seq_id), cache.n_cells(seq_id)
-        positions, ids = (load_rows(data[:n], None)[:, 0, 0].int().tolist() for data in (cells.k, cells.v))
+        positions, ids = (data.load(slice(n))[:, 0, 0].int().tolist() for data in (cells.k, cells.v))
         found[seq_id] = list(zip(positions, ids, strict=True))
         assert positions == list(range(cells.first, cells.first + n))
         states = recurrent_of(memory)

@@ -126,7 +126,7 @@ def test_freed_memory_goes_back_even_while_a_tensor_is_still_held() -> None:
     watch = Watch()
     cache = open_cache("mmap")
     append(cache, 6000)
-    held: list[torch.Tensor] = [cache.cells(0, 0).k]
+    held: list[torch.Tensor] = [cache.cells(0, 0).k.planes[0]]
     assert watch.agrees(cache.stats().committed_bytes)
     cache.clear()
     assert watch.agrees(0)

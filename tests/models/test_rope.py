@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from support.configs import parse_hf_config
 from support.forward import decode, open_memory, random_ids
 from support.tiny_models import N_VOCAB, tiny_model, tiny_transformers_model
 
 from elastikv.kernels import select_kernels
 from elastikv.models import load_model, read_config
-from elastikv.models.rope import Rope
-from elastikv.weights.config import RopeConfig
-from elastikv.weights.hf_config import parse_hf_config
+from elastikv.models.config import RopeConfig
+from elastikv.models.rope import make_rope
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 500000.0},
@@ -54,7 +54,7 @@ def test_logits_and_frequencies_match_transformers(scaling: str, tmp_path: Path)
     overrides = {"rope_parameters": SCALINGS[scaling]}
     peer = tiny_transformers_model("llama", **overrides)
     path = tiny_model("llama", tmp_path, **overrides)
-    rope = Rope(read_config(path).rope)
+    rope = make_rope(read_config(path).rope)
     torch.testing.assert_close(rope.inv_freq, peer.model.rotary_emb.inv_freq, rtol=1e-6, atol=0)
     assert rope.attention_factor == pytest.approx(peer.model.rotary_emb.attention_scaling)
 
@@ -84,7 +84,7 @@ def test_layout_before_transformers_5() -> None:
 
 @pytest.mark.parametrize("dim", [16, 6])
 def test_rotated_k_is_k_of_the_later_position(dim: int) -> None:
-    rope = Rope(RopeConfig(dim=dim, kind="yarn", factor=4.0, n_ctx_original=64))
+    rope = make_rope(RopeConfig(dim=dim, kind="yarn", factor=4.0, n_ctx_original=64))
     k = torch.randn(5, 2, 16)
 
     def at(position: int) -> torch.Tensor:
@@ -93,10 +93,10 @@ def test_rotated_k_is_k_of_the_later_position(dim: int) -> None:
         first, second = k[..., : dim // 2], k[..., dim // 2 : dim]
         return torch.cat([first * cos - second * sin, second * cos + first * sin, k[..., dim:]], dim=-1)
 
-    torch.testing.assert_close(rope.rotate_k(0, at(40), 23), at(63), atol=1e-5, rtol=0)
-    torch.testing.assert_close(rope.rotate_k(0, at(40), -40), at(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rope.rotate(at(40), 23), at(63), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rope.rotate(at(40), -40), at(0), atol=1e-5, rtol=0)
 
 
 def test_frequency_factors_of_a_gguf_divide() -> None:
-    plain = Rope(RopeConfig(dim=4)).inv_freq
-    assert torch.equal(Rope(RopeConfig(dim=4, freq_factors=(1.0, 8.0))).inv_freq, plain / torch.tensor([1.0, 8.0]))
+    plain = make_rope(RopeConfig(dim=4)).inv_freq
+    assert torch.equal(make_rope(RopeConfig(dim=4, freq_factors=(1.0, 8.0))).inv_freq, plain / torch.tensor([1.0, 8.0]))

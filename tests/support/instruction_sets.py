@@ -32,7 +32,7 @@ def ours() -> str:
     """The set that kernels are compiled for in this process."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return platform.machine()
-    from elastikv.kernels.cpu.features import has  # most test runs need no kernels
+    from elastikv.kernels.cpu.simd.features import has  # most test runs need no kernels
 
     newest = {"AVX-512 BF16": "avx512bf16", "AVX-512 VNNI": "avx512vnni", "AVX-512": "avx512bw", "AVX2": "avx2"}
     return next((name for name, feature in newest.items() if has(feature)), "SSE4.2")

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from elastikv.weights.gguf_tokenizer import SPLITS
+from elastikv.weights.gguf.tokenizer import SPLITS
 
 TEXTS = [
     "Once upon a time there was a camelCase cache.",

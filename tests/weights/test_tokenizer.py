@@ -10,7 +10,8 @@ from support.tiny_models import tiny_model
 from transformers import AutoTokenizer
 
 from elastikv.errors import CorruptFile, InvalidRequest, ModelError
-from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+from elastikv.weights.hf.tokenizer import read_hf_tokenizer
+from elastikv.weights.tokenizer import Tokenizer
 
 TEXTS = ("Once upon a time", "", "  two  spaces\n\n\ttab", "Größe 東京 🙂👩‍👩‍👧 Привет", "def f():\n    return 1")
 

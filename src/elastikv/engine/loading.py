@@ -16,7 +16,8 @@ from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.engine.workspace import Workspace
 from elastikv.errors import InvalidRequest
 from elastikv.kernels import Kernels, select_kernels
-from elastikv.memory import Budget, CellType, MemoryCost, MemoryOptions, ResizeEvent, make_memory
+from elastikv.memory import Budget, MemoryCost, MemoryOptions, ResizeEvent, make_memory
+from elastikv.memory.formats import FORMATS
 from elastikv.memory.storage import StorageKind
 from elastikv.models import load_model, read_config
 from elastikv.weights.tokenizer import Tokenizer
@@ -84,12 +85,12 @@ def context_size(n_ctx: int | None, n_ctx_train: int) -> int:
     return n_ctx
 
 
-def cell_types(kv_dtype: str | tuple[str, str]) -> dict[str, CellType]:
+def cell_types(kv_dtype: str | tuple[str, str]) -> dict[str, str]:
     """``k_type`` and ``v_type`` from one name or one for each. Raises InvalidRequest."""
     k_type, v_type = (kv_dtype, kv_dtype) if isinstance(kv_dtype, str) else kv_dtype
-    check_choice("kv_dtype (-ctk, -ctv)", k_type, get_args(CellType))
-    check_choice("kv_dtype (-ctk, -ctv)", v_type, get_args(CellType))
-    return {"k_type": cast(CellType, k_type), "v_type": cast(CellType, v_type)}
+    check_choice("kv_dtype (-ctk, -ctv)", k_type, tuple(FORMATS))
+    check_choice("kv_dtype (-ctk, -ctv)", v_type, tuple(FORMATS))
+    return {"k_type": k_type, "v_type": v_type}
 
 
 def storage_kind(kv_storage: str) -> StorageKind:

@@ -1,149 +1,24 @@
-"""What a model asks of the machine: few, large operations.
+"""What a model asks of the machine: operations, and whole layers made of them.
 
 Activations are float32 everywhere; cells have the cache's cell type; weights know their own.
-``reference.py`` is the oracle (torch); ``cpu/`` is fast (numba). Both serve this one protocol.
+``composed.py`` makes the layers out of the operations, once for every backend. ``reference.py`` is the oracle (torch);
+``cpu/`` is fast (numba). Both serve this one protocol.
 Tensors passed in are contiguous unless said otherwise; ``out`` is written whole and returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from elastikv.batch import UBatch
+from elastikv.kernels.rope import Rope
+from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, LinearWeights, MlpWeights, Weight
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedTensor:
-    """A quantised matrix ``[n_out, n_in]`` in GGUF's block format.
-
-    type: ``"q8_0"``, ``"q4_0"``, ``"q4_k"``, ``"q5_k"``, ``"q6_k"``; data: uint8 ``[n_out, row_bytes]``, contiguous.
-    """
-
-    type: str
-    shape: tuple[int, int]
-    data: torch.Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes
-
-
-Weight = torch.Tensor | PackedTensor
-"""A matrix ``[n_out, n_in]``: dense (f32, f16, bf16) or packed."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinearPart:
-    """Rows of a fused matrix that have one format, and the columns of the output that they give."""
-
-    weight: Weight
-    bias: torch.Tensor | None
-    columns: slice
-
-
-LinearParts = Sequence[LinearPart]
-
-
-@dataclass(frozen=True, slots=True)
-class MlpWeights:
-    """What an MLP has beside its matrices: the norms before it and after it, f32 ``[hidden_size]``."""
-
-    norm: torch.Tensor
-    next_norm: torch.Tensor
-    eps: float
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionWeights:
-    """What attention has beside its matrices. norms: of q and k, f32 ``[head_dim]``, and eps; None: no norms.
-
-    gated: the projection gives, behind q, k and v, a gate of q's shape, whose sigmoid the result is multiplied with.
-    """
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    norms: tuple[torch.Tensor, torch.Tensor, float] | None
-    gated: bool
-    scale: float
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaNetWeights:
-    """What a gated delta net has beside its matrices; all f32.
-
-    conv ``[2 * n_k_heads * k_dim + n_v_heads * v_dim, taps]``; rate, bias ``[n_v_heads]``, see ``Kernels.delta_gates``;
-    norm ``[v_dim]``. The projection gives q, k, v, the gate z, then b and a.
-    """
-
-    n_k_heads: int
-    n_v_heads: int
-    k_dim: int
-    v_dim: int
-    conv: torch.Tensor
-    rate: torch.Tensor
-    bias: torch.Tensor
-    norm: torch.Tensor
-    eps: float
-
-
-class MlpKernel(Protocol):
-    def __call__(
-        self,
-        delta: torch.Tensor,
-        residual: torch.Tensor,
-        normed: torch.Tensor,
-        wide: torch.Tensor,
-        inner: torch.Tensor,
-    ) -> bool:
-        """Add delta to the residual, norm, multiply, add again, and leave the next norm's result in ``normed``.
-
-        ``[n, hidden_size]``, and the buffers wide ``[n, 2 * inner]`` and inner. False: too many tokens, nothing done.
-        """
-        ...
-
-
-class AttentionKernel(Protocol):
-    def __call__(
-        self,
-        x: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        cache: KVCache,
-        layer: int,
-        ubatch: UBatch,
-        wide: torch.Tensor,
-        inner: torch.Tensor,
-        out: torch.Tensor,
-    ) -> bool:
-        """Project x, write k and v to their cells, attend, and project to ``out``; as ``MlpKernel`` otherwise."""
-        ...
-
-
-class DeltaNetKernel(Protocol):
-    def __call__(
-        self,
-        x: torch.Tensor,
-        memory: RecurrentMemory,
-        layer: int,
-        ubatch: UBatch,
-        wide: torch.Tensor,
-        conv: torch.Tensor,
-        gates: torch.Tensor,
-        inner: torch.Tensor,
-        out: torch.Tensor,
-    ) -> bool:
-        """Project x, convolve, update the states, gate, and project to ``out``; as ``MlpKernel`` otherwise.
-
-        Buffers: wide for the projection, conv for q, k and v, gates ``[n, 2, n_v_heads]``, inner for the result.
-        """
-        ...
 
 
 class Buffers(Protocol):
@@ -154,17 +29,86 @@ class Buffers(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """What layers need of the ubatch that is computed.
+
+    cache, states: memory of the attention and of the recurrent layers; only layers of that kind may ask.
+    rotations: cos and sin ``[n_tokens, rope.half]`` of the ubatch's positions.
+    """
+
+    ubatch: UBatch
+    cache: KVCache
+    states: RecurrentMemory
+    buffers: Buffers
+    rotations: Mapping[Rope, tuple[torch.Tensor, torch.Tensor]]
+
+    def views(self, widths: Mapping[str, int], n: int) -> list[torch.Tensor]:
+        """Buffers by name, each float32 ``[n, width]``."""
+        return [self.buffers.view(name, (n, width)) for name, width in widths.items()]
+
+
+class Sublayer(Protocol):
+    """Half of a block: ``x + after(f(before(x)))``, where f is attention, a delta net, an MLP, experts.
+
+    What f gives is added to x by whoever comes next, in one operation with its norm. buffer_widths: float32 values per
+    token of each buffer that it views by name; rope: whose rotations it asks for.
+    """
+
+    buffer_widths: Mapping[str, int]
+    rope: Rope | None
+
+    def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
+        """Add delta to the residual, and leave in delta what is to be added next. Both ``[n, hidden_size]``.
+
+        n: the ubatch's tokens; fewer only for an f that takes each row by itself.
+        """
+        ...
+
+
+class LinearLayer(Protocol):
+    def __call__(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """x ``[n, n_in]``, out float32 ``[n, n_out]``."""
+        ...
+
+
+class EmbeddingLayer(Protocol):
+    def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """token_ids int64 ``[n]``, out float32 ``[n, hidden_size]``."""
+        ...
+
+
 class Kernels(Protocol):
     name: str
     packed_types: frozenset[str]
-    """Packed types that ``linear`` multiplies with; others are unpacked tile by tile above it."""
+    """Packed types that ``linear`` multiplies with; layers unpack others tile by tile."""
+
+    # Layers: ``composed.ComposedKernels`` has them all; a backend overrides those that it can do as a whole.
+
+    def linear_layer(self, weights: LinearWeights) -> LinearLayer: ...
+
+    def embedding_layer(self, weight: Weight, scale: float = 1.0) -> EmbeddingLayer:
+        """Rows of a matrix ``[n_vocab, hidden_size]`` by token, multiplied with ``scale``."""
+        ...
+
+    def attention_layer(self, weights: AttentionWeights, layer: int) -> Sublayer:
+        """layer: its ordinal among the layers with the same kind of memory."""
+        ...
+
+    def delta_net_layer(self, weights: DeltaNetWeights, layer: int) -> Sublayer:
+        """layer: its ordinal among the layers with the same kind of memory."""
+        ...
+
+    def mlp_layer(self, weights: MlpWeights) -> Sublayer: ...
+
+    # Operations
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
         """``x @ weight.T + bias``: x ``[n, n_in]``, out ``[n, n_out]`` (strided rows allowed), bias f32 ``[n_out]``."""
         ...
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
-        """``x / rms(x) * weight`` over the last dimension of ``[n, d]``; x may be a strided view of rows."""
+        """``x / rms(x) * weight`` over the last dimension of ``[n, d]``; x: also a strided view of rows, or ``out``."""
         ...
 
     def add_rms_norm(
@@ -175,6 +119,10 @@ class Kernels(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """``silu(gate) * up`` where gate_up is ``[n, 2 * d]``, gate first; out ``[n, d]``."""
+        ...
+
+    def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """``gelu(gate) * up``, gelu by its tanh approximation; otherwise like ``silu_mul``."""
         ...
 
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -264,22 +212,6 @@ class Kernels(Protocol):
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
         """``rms_norm(x) * silu(gate)`` over the last dimension of ``[n, heads, d]``."""
-        ...
-
-    def bind_mlp(self, gate_up: LinearParts, down: LinearParts, weights: MlpWeights) -> MlpKernel | None:
-        """The whole layer as one operation, for a few tokens; None: not for these formats, or not at all."""
-        ...
-
-    def bind_attention(
-        self, projection: LinearParts, output: LinearParts, weights: AttentionWeights
-    ) -> AttentionKernel | None:
-        """The same."""
-        ...
-
-    def bind_delta_net(
-        self, projection: LinearParts, output: LinearParts, weights: DeltaNetWeights
-    ) -> DeltaNetKernel | None:
-        """The same."""
         ...
 
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:

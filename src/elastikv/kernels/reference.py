@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import gelu, silu, softplus
 
 from elastikv.batch import Span, UBatch
 from elastikv.errors import InvalidRequest
 from elastikv.kernels import delta_rule
-from elastikv.kernels.base import Weight
+from elastikv.kernels.composed import ComposedKernels
+from elastikv.kernels.weights import Weight
 from elastikv.memory.base import Cells
-from elastikv.memory.cell_types import load_rows, store_rows
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
@@ -28,7 +28,7 @@ _TEMPORARIES = 8
 """Tiles that one operation holds at most: chunks of the delta rule for the largest model."""
 
 
-class ReferenceKernels:
+class ReferenceKernels(ComposedKernels):
     name = "reference"
     packed_types: frozenset[str] = frozenset()
 
@@ -59,19 +59,16 @@ class ReferenceKernels:
             torch.mul(silu(gate[rows]), up[rows], out=out[rows])
         return out
 
+    def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        for rows in _tiles(*out.shape):
+            torch.mul(gelu(gate[rows], approximate="tanh"), up[rows], out=out[rows])
+        return out
+
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         for rows in _tiles(len(x), x[0].numel()):
             x[rows].mul_(gate[rows].sigmoid())
         return x
-
-    def bind_mlp(self, *_: object) -> None:
-        return None
-
-    def bind_attention(self, *_: object) -> None:
-        return None
-
-    def bind_delta_net(self, *_: object) -> None:
-        return None
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
@@ -103,8 +100,8 @@ class ReferenceKernels:
             cells = cache.cells(layer, span.seq_id)
             target = slice(span.pos - cells.first, span.end - cells.first)
             rows = slice(span.start, span.stop)
-            store_rows(k[rows], cells.k[target], None if cells.k_scale is None else cells.k_scale[target])
-            store_rows(v[rows], cells.v[target], None if cells.v_scale is None else cells.v_scale[target])
+            cells.k.store(target, k[rows])
+            cells.v.store(target, v[rows])
 
     def attention(
         self, q: torch.Tensor, cache: KVCache, layer: int, ubatch: UBatch, scale: float, out: torch.Tensor
@@ -205,7 +202,7 @@ def _attend(q: torch.Tensor, cells: Cells, span: Span, window: int | None, scale
     (Milakov and Gimelshein, arXiv:1805.02867). Query heads that share a K head lie side by side.
     """
     n_tokens, n_heads, _ = q.shape
-    n_kv_heads, dv = cells.v.shape[1:]
+    n_kv_heads, dv = cells.v.n_heads, cells.v.dim
     n_group = n_heads // n_kv_heads
     # [n_kv_heads, n_group * n_tokens, d]
     grouped = (q * scale).view(n_tokens, n_kv_heads, n_group, -1).permute(1, 2, 0, 3).flatten(1, 2)
@@ -239,9 +236,7 @@ def _cell_chunks(first: int, span: Span, window: int | None) -> Iterator[tuple[i
 def _load_chunk(cells: Cells, p0: int, p1: int) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V of positions ``[p0, p1)`` as f32 ``[n_kv_heads, p1 - p0, dim]``."""
     rows = slice(p0 - cells.first, p1 - cells.first)
-    keys = load_rows(cells.k[rows], None if cells.k_scale is None else cells.k_scale[rows])
-    values = load_rows(cells.v[rows], None if cells.v_scale is None else cells.v_scale[rows])
-    return keys.transpose(0, 1), values.transpose(0, 1)
+    return cells.k.load(rows).transpose(0, 1), cells.v.load(rows).transpose(0, 1)
 
 
 def _mask(scores: torch.Tensor, span: Span, p0: int, p1: int, window: int | None) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import torch
+from typing import Protocol
 
 from elastikv.batch import Batch, UBatch
+from elastikv.memory.formats import CellFormat, CellTensor
+from elastikv.memory.storage.planes import LayerPlanes
 
-CellType = Literal["f32", "f16", "bf16", "q8_0"]
+CellType = str
+"""The name of a cell format: a key of ``memory.formats.FORMATS``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,16 @@ class KVLayer:
     head_dim: int
     head_dim_v: int
     window: int | None = None
+
+    def planes(self, k_format: CellFormat, v_format: CellFormat) -> LayerPlanes:
+        """The tensors of a stream's layer, in the order in which they are stored and saved: values, then scales."""
+        k = k_format.planes("k", self.n_kv_heads, self.head_dim)
+        v = v_format.planes("v", self.n_kv_heads, self.head_dim_v)
+        return (k[0], v[0], *k[1:], *v[1:])
+
+    def n_bytes(self, k_format: CellFormat, v_format: CellFormat) -> int:
+        """Bytes of one cell."""
+        return k_format.n_bytes(self.n_kv_heads, self.head_dim) + v_format.n_bytes(self.n_kv_heads, self.head_dim_v)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +58,12 @@ LayerMemory = KVLayer | RecurrentLayer
 class Cells:
     """One layer of one stream, whole capacity. Row ``r`` holds position ``first + r``.
 
-    k: ``[capacity, n_kv_heads, head_dim]``; v: ``[capacity, n_kv_heads, head_dim_v]``, in the cell
-    type (int8 for q8_0). k_scale, v_scale: float16 ``[capacity, n_kv_heads, ceil(dim / 32)]`` for
-    q8_0, else None. Rows at and beyond the used ones hold anything, NaN included.
+    k: ``[capacity, n_kv_heads, head_dim]``; v: ``[capacity, n_kv_heads, head_dim_v]``, each in its cell format.
+    Rows at and beyond the used ones hold anything, NaN included.
     """
 
-    k: torch.Tensor
-    v: torch.Tensor
-    k_scale: torch.Tensor | None
-    v_scale: torch.Tensor | None
+    k: CellTensor
+    v: CellTensor
     first: int
 
 
@@ -116,10 +124,24 @@ class Memory(Protocol):
         """Largest capacity in cells of any stream: what compute buffers are sized for."""
         ...
 
-    def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]: ...
-    def apply(self, ubatch: UBatch) -> None: ...
-    def commit(self) -> None: ...
-    def rollback(self) -> None: ...
+    def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
+        """Open a decode call: split the batch into ubatches of at most ``n_ubatch`` tokens, and grow to hold them all.
+
+        Raises CacheFull, and RuntimeError while another call is open.
+        """
+        ...
+
+    def apply(self, ubatch: UBatch) -> None:
+        """Count the next ubatch's cells as used, before its forward pass."""
+        ...
+
+    def commit(self) -> None:
+        """Close the call: its tokens stay."""
+        ...
+
+    def rollback(self) -> None:
+        """Close the call, if one is open: sequences and capacities are as before ``init_batch``."""
+        ...
 
     def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
         """Forget positions. The whole of a sequence always works and closes its stream."""
@@ -129,7 +151,9 @@ class Memory(Protocol):
         """Replace ``dst`` by a copy of a range of ``src``; CacheFull if there is no room."""
         ...
 
-    def seq_keep(self, seq_id: int) -> None: ...
+    def seq_keep(self, seq_id: int) -> None:
+        """Forget all other sequences."""
+        ...
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
         """Shift positions by ``delta``; K is re-rotated."""
@@ -168,15 +192,30 @@ class Memory(Protocol):
         """The largest ``p0 <= p_max`` for which ``seq_rm(seq_id, p0)`` would succeed (0: only as a whole)."""
         ...
 
-    def clear(self) -> None: ...
-    def resize(self, n_cells: int, seq_id: int | None = None) -> None: ...
-    def shrink_to_fit(self, seq_id: int | None = None) -> int:
-        """Give back spare capacity; returns the bytes given back."""
+    def clear(self) -> None:
+        """Forget all sequences and give their memory back; also ends an open call."""
         ...
 
-    def stats(self) -> MemoryStats: ...
+    def resize(self, n_cells: int, seq_id: int | None = None) -> None:
+        """Set the capacity of one sequence, opened if need be, or of all open ones, to ``n_cells``: all or none.
+
+        Cells in use stay. A later decode call grows the capacity again. Raises InvalidRequest below what is used or
+        above ``n_ctx``, CacheFull where there is no room, RuntimeError inside a decode call. States have one size.
+        """
+        ...
+
+    def shrink_to_fit(self, seq_id: int | None = None) -> int:
+        """Give back spare capacity of one sequence, or of all; returns the bytes given back."""
+        ...
+
+    def stats(self) -> MemoryStats:
+        """What it holds and commits now."""
+        ...
+
     def check(self) -> None:
         """Assert every invariant (tests call it after each operation)."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give everything back; of no use after that."""
+        ...

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
-from elastikv.memory.cell_types import cell_planes
+from elastikv.memory.formats import cell_format
 from elastikv.memory.growth import parse_growth
 from elastikv.memory.options import MemoryOptions
 from elastikv.memory.states import state_bytes
@@ -30,7 +30,8 @@ class MemoryCost:
         attention = [layer for layer in layers if isinstance(layer, KVLayer)]
         recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
         self._windows = [layer.window for layer in attention]
-        self._planes = [cell_planes(layer, options.k_type, options.v_type) for layer in attention]
+        formats = cell_format(options.k_type), cell_format(options.v_type)
+        self._planes = [layer.planes(*formats) for layer in attention]
         self.bytes_per_cell = bytes_per_row(self._planes)
         self.state_bytes = committed_size(state_bytes(recurrent), self._device)
         self.growth = options.growth or storage_type(options.storage, self._device).default_growth

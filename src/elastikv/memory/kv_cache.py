@@ -10,13 +10,11 @@ from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull
 from elastikv.memory.base import Cells, KVLayer, MemoryStats
 from elastikv.memory.budget import Budget
+from elastikv.memory.cell_views import CellViews
 from elastikv.memory.cells import StreamCells
 from elastikv.memory.options import MemoryOptions
 from elastikv.memory.stream import Stream
 from elastikv.memory.streams import Streams
-
-# Distinct (layer, sequences) combinations remembered between resizes.
-_MAX_REMEMBERED = 1 << 14
 
 
 class KVCache:
@@ -28,12 +26,11 @@ class KVCache:
         self.budget = budget
         self.n_ctx = options.n_ctx
         self._streams = Streams(self.layers, options, budget)
+        self._views = CellViews(self._streams)
+        self.k_format, self.v_format = self._streams.formats
         self.bytes_per_cell = self._streams.bytes_per_cell
         # Cells used and capacity of the sequences of an open call, as they were; None: no stream.
         self._before_call: dict[int, tuple[int, int] | None] | None = None
-        self._remembered = -1  # the generation that the two tables below are of
-        self._cells: dict[tuple[int, int], Cells] = {}
-        self._addresses: dict[tuple[int, tuple[int, ...]], np.ndarray] = {}
 
     # What kernels ask, per layer and token
 
@@ -47,25 +44,14 @@ class KVCache:
 
     def cells(self, layer: int, seq_id: int) -> Cells:
         """One layer of a sequence's cells; valid until ``generation`` changes."""
-        self._forget_stale()
-        cells = self._cells.get((layer, seq_id))
-        if cells is None:
-            cells = self._cells[layer, seq_id] = self._streams[seq_id].view(layer)
-        return cells
+        return self._views.cells(layer, seq_id)
 
     def addresses(self, layer: int, seq_ids: tuple[int, ...]) -> np.ndarray:
-        """int64 ``[len(seq_ids), 5]``: addresses of k, v, k_scale, v_scale (0: none), and ``first``.
+        """int64 ``[len(seq_ids), 5]``: addresses of k, v, the second planes of k and v (0: none), and ``first``.
 
         Valid until ``generation`` changes; not to be written to.
         """
-        self._forget_stale()
-        table = self._addresses.get((layer, seq_ids))
-        if table is None:
-            if len(self._addresses) >= _MAX_REMEMBERED:
-                self._addresses.clear()
-            rows = [_address_row(self.cells(layer, seq_id)) for seq_id in seq_ids]
-            table = self._addresses[layer, seq_ids] = np.array(rows, dtype=np.int64).reshape(-1, 5)
-        return table
+        return self._views.addresses(layer, seq_ids)
 
     def n_cells(self, seq_id: int) -> int:
         """Cells in use."""
@@ -313,11 +299,7 @@ class KVCache:
     def check_parts(self) -> None:
         """Every invariant but the budget's, which others may share."""
         self._streams.check()
-        self._forget_stale()
-        for (layer, seq_id), cells in self._cells.items():
-            fresh = self._streams[seq_id].view(layer)
-            assert _address_row(fresh) == _address_row(cells), "a remembered address is stale"
-            assert fresh.k.shape == cells.k.shape, "a remembered view is stale"
+        self._views.check()
 
     def close(self) -> None:
         self.clear()
@@ -325,14 +307,3 @@ class KVCache:
     def _extent_of(self, seq_id: int) -> tuple[int, int] | None:
         stream = self._streams.get(seq_id)
         return (stream.cells.used, stream.capacity) if stream else None
-
-    def _forget_stale(self) -> None:
-        if self._remembered != self._streams.generation:
-            self._remembered = self._streams.generation
-            self._cells.clear()
-            self._addresses.clear()
-
-
-def _address_row(cells: Cells) -> tuple[int, ...]:
-    tensors = (cells.k, cells.v, cells.k_scale, cells.v_scale)
-    return (*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), cells.first)

@@ -129,7 +129,7 @@ def _layout(memory: Memory) -> str:
     cache, states = _halves(memory)
     layout: dict[str, Any] = {}
     if cache:
-        layout["cell_types"] = [cache.options.k_type, cache.options.v_type]
+        layout["cell_types"] = [cache.k_format.name, cache.v_format.name]
         layout["attention"] = [
             [layer.n_kv_heads, layer.head_dim, layer.head_dim_v, layer.window] for layer in cache.layers
         ]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from elastikv.memory.base import Cells, KVLayer, SequenceStats
-from elastikv.memory.cell_types import load_rows, store_rows
 from elastikv.memory.cells import StreamCells
+from elastikv.memory.formats import CellFormat, CellTensor
 from elastikv.memory.options import RotateK
 from elastikv.memory.storage import Storage
 
@@ -37,9 +37,11 @@ class Stream:
     are still whole can become the end.
     """
 
-    def __init__(self, layers: Sequence[KVLayer], storage: Storage) -> None:
+    def __init__(self, layers: Sequence[KVLayer], formats: tuple[CellFormat, CellFormat], storage: Storage) -> None:
+        """formats: of K and of V; storage: of the planes that ``KVLayer.planes`` gives."""
         self.cells = StreamCells()
         self.storage = storage
+        self._formats = formats
         self._layers = tuple(layers)
         self._windows = [(index, layer.window) for index, layer in enumerate(layers) if layer.window]
 
@@ -47,14 +49,19 @@ class Stream:
     def capacity(self) -> int:
         return self.storage.capacity
 
-    def planes(self, layer: int) -> dict[str, torch.Tensor]:
-        """Tensors by plane name, whole capacity."""
-        names = (plane.name for plane in self.storage.layers[layer])
-        return dict(zip(names, self.storage.tensors(layer), strict=True))
-
     def view(self, layer: int) -> Cells:
-        planes = self.planes(layer)
-        return Cells(planes["k"], planes["v"], planes.get("k_scale"), planes.get("v_scale"), self.cells.first)
+        """The cells of a layer as they lie now; valid until a capacity or the first position changes."""
+        names = (plane.name for plane in self.storage.layers[layer])
+        tensors = dict(zip(names, self.storage.tensors(layer), strict=True))
+
+        def part(name: str, cell_format: CellFormat, dim: int) -> CellTensor:
+            n_heads = self._layers[layer].n_kv_heads
+            planes = tuple(tensors[plane.name] for plane in cell_format.planes(name, n_heads, dim))
+            return CellTensor(cell_format, n_heads, dim, planes)
+
+        k_format, v_format = self._formats
+        k = part("k", k_format, self._layers[layer].head_dim)
+        return Cells(k, part("v", v_format, self._layers[layer].head_dim_v), self.cells.first)
 
     def set_capacity(self, capacity: int) -> None:
         """The only way in which a capacity changes. Growing may raise CacheFull: all is as before."""
@@ -138,12 +145,10 @@ class Stream:
         return any(self.storage.released(layer) for layer, _ in self._windows)
 
     def _rotate(self, layer: int, r0: int, r1: int, delta: int, rotate: RotateK) -> None:
-        planes = self.planes(layer)
-        k, scale = planes["k"], planes.get("k_scale")
+        k = self.view(layer).k
         for start in range(r0, r1, _CHUNK):
             rows = slice(start, min(start + _CHUNK, r1))
-            row_scale = None if scale is None else scale[rows]
-            store_rows(rotate(layer, load_rows(k[rows], row_scale), delta), k[rows], row_scale)
+            k.store(rows, rotate(layer, k.load(rows), delta))
 
 
 def _move_down(tensor: torch.Tensor, source: int, target: int, n_rows: int) -> None:

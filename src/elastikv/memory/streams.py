@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.base import KVLayer
 from elastikv.memory.budget import Budget
-from elastikv.memory.cell_types import cell_planes
 from elastikv.memory.cells import StreamCells
+from elastikv.memory.formats import cell_format
 from elastikv.memory.growth import offers, parse_growth
 from elastikv.memory.options import MemoryOptions, ResizeEvent
 from elastikv.memory.storage import StorageKind, bytes_per_row, open_storage
@@ -23,7 +23,8 @@ class Streams:
 
     def __init__(self, layers: Sequence[KVLayer], options: MemoryOptions, budget: Budget) -> None:
         self._layers = tuple(layers)
-        self._planes = [cell_planes(layer, options.k_type, options.v_type) for layer in layers]
+        self.formats = cell_format(options.k_type), cell_format(options.v_type)
+        self._planes = [layer.planes(*self.formats) for layer in layers]
         self._options = options
         self._budget = budget
         self._growth = parse_growth(options.growth) if options.growth else None
@@ -142,7 +143,7 @@ class Streams:
     def _reserve(self) -> Stream:
         storage = open_storage(self._storage, self._planes, self._options.n_ctx, self._budget, self._options.device)
         self._storage = storage.name  # a fallback is decided, and reported, once
-        return Stream(self._layers, storage)
+        return Stream(self._layers, self.formats, storage)
 
     def _streams_for(self, seq_ids: Iterable[int]) -> dict[int, Stream]:
         """The stream of each sequence, or a new one that is not its memory yet."""

@@ -1,32 +1,30 @@
-"""Reads the parts that all the models share, layer by layer."""
+"""From an architecture and its weights to a model, read tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-
-from elastikv.memory.base import LayerMemory
+from elastikv.kernels.base import Kernels
+from elastikv.kernels.weights import LinearWeights, Norms
+from elastikv.models.architecture import Architecture
 from elastikv.models.base import ModelInfo
-from elastikv.models.decoder import Block, Decoder, Mixer
-from elastikv.models.rope import Rope
+from elastikv.models.config import ModelConfig
+from elastikv.models.decoder import Block, Decoder
+from elastikv.models.reader import ModelReader
 from elastikv.weights import own_memory
-from elastikv.weights.config import ModelConfig
 from elastikv.weights.loader import WeightLoader
 
 
-def build_decoder(
-    config: ModelConfig,
-    loader: WeightLoader,
-    memory_layers: Sequence[LayerMemory],
-    build_mixer: Callable[[int], Mixer],
-) -> Decoder:
-    """``build_mixer(layer)`` reads the mixer of a layer. Raises CorruptFile where a tensor is missing."""
+def build_decoder(architecture: Architecture, config: ModelConfig, loader: WeightLoader, kernels: Kernels) -> Decoder:
+    """Raises CorruptFile where a tensor is missing or of another shape than the config says."""
+    read = ModelReader(config, loader, kernels)
     table = (config.n_vocab, config.hidden_size)
-    embedding = loader.embedding("model.embed_tokens", table)
-    blocks = [_read_block(config, loader, layer, build_mixer) for layer in range(config.n_layers)]
-    final_norm = loader.vector("model.norm.weight", (config.hidden_size,), offset=config.norm_offset)
-    head = loader.tied_linear(embedding) if config.tie_embeddings else loader.linear(["lm_head"], table)
+    embedding = loader.matrix("model.embed_tokens", table)
+    blocks = []
+    for layer, ordinal in enumerate(architecture.ordinals(config)):
+        own_memory.trim_heap()  # of what the layer before needed
+        mixer = architecture.mixer(read, layer, ordinal)
+        blocks.append(Block(mixer, architecture.feed_forward(read, layer)))
+    norm = Norms(read.norm("model.norm"), config.rms_norm_eps)
+    head = LinearWeights.of([(embedding, None)]) if config.tie_embeddings else loader.linear(["lm_head"], table)
     own_memory.trim_heap()
     info = ModelInfo(
         architecture=config.architecture,
@@ -40,30 +38,10 @@ def build_decoder(
     )
     return Decoder(
         info,
-        memory_layers,
-        embedding=embedding,
+        architecture.memory_layers(config),
+        embedding=kernels.embedding_layer(embedding, architecture.embedding_scale(config)),
         blocks=blocks,
-        final_norm=final_norm,
-        head=head,
-        rope=Rope(config.rope),
-        rms_norm_eps=config.rms_norm_eps,
-        kernels=loader.kernels,
-    )
-
-
-def _read_block(config: ModelConfig, loader: WeightLoader, layer: int, build_mixer: Callable[[int], Mixer]) -> Block:
-    own_memory.trim_heap()  # of what the layer before needed
-    prefix = f"model.layers.{layer}."
-    hidden, inner = config.hidden_size, config.intermediate_size
-
-    def norm(name: str) -> torch.Tensor:
-        return loader.vector(f"{prefix}{name}.weight", (hidden,), offset=config.norm_offset)
-
-    gate_and_up = [prefix + "mlp.gate_proj", prefix + "mlp.up_proj"]
-    return Block(
-        input_norm=norm("input_layernorm"),
-        mixer=build_mixer(layer),
-        post_norm=norm("post_attention_layernorm"),
-        gate_up=loader.linear(gate_and_up, (2 * inner, hidden), bias=config.mlp_bias),
-        down=loader.linear([prefix + "mlp.down_proj"], (hidden, inner), bias=config.mlp_bias),
+        norm=norm,
+        head=kernels.linear_layer(head),
+        kernels=kernels,
     )

@@ -30,8 +30,9 @@ from elastikv.memory.base import LayerMemory, Memory
 from elastikv.models.base import ModelInfo
 from elastikv.models.config_identity import config_digest
 from elastikv.models.fallback_cache import LayerPlan, SequenceCache, plan_layers
-from elastikv.weights.hf_config import refused_by_transformers
-from elastikv.weights.tokenizer import Tokenizer, read_hf_tokenizer
+from elastikv.weights.hf.config import refused_by_transformers
+from elastikv.weights.hf.tokenizer import read_hf_tokenizer
+from elastikv.weights.tokenizer import Tokenizer
 
 _DTYPES = {"auto": "auto", "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _DEFAULT_N_CTX = 1 << 20  # for architectures without a maximum of their own

@@ -17,7 +17,6 @@ from elastikv.batch import Span
 from elastikv.errors import UnsupportedModel
 from elastikv.memory import HybridMemory, KVCache, RecurrentMemory
 from elastikv.memory.base import Cells, KVLayer, LayerMemory, Memory, RecurrentLayer
-from elastikv.memory.cell_types import load_rows, store_rows
 from elastikv.memory.states import LayerState
 
 
@@ -144,13 +143,13 @@ class _CellsLayer(CacheLayerMixin):
         start = self._length - self._n_visible() - cells.first
         row = self._length - cells.first
         stop = row + n_new
-        for new, data, scale in ((key_states, cells.k, cells.k_scale), (value_states, cells.v, cells.v_scale)):
-            rows = new[0].transpose(0, 1)
-            store_rows(rows if scale is None else rows.float(), data[row:stop], _rows(scale, row, stop))
+        cells.k.store(slice(row, stop), key_states[0].transpose(0, 1))
+        cells.v.store(slice(row, stop), value_states[0].transpose(0, 1))
         self._length += n_new
+        visible = slice(start, stop)
         return (
-            _as_attention_wants(cells.k, cells.k_scale, start, stop, key_states.dtype),
-            _as_attention_wants(cells.v, cells.v_scale, start, stop, value_states.dtype),
+            cells.k.view(visible, key_states.dtype).transpose(0, 1)[None],
+            cells.v.view(visible, value_states.dtype).transpose(0, 1)[None],
         )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -187,15 +186,3 @@ class _HybridLayer(_StateLayer, _CellsLayer):
     def __init__(self, cells: Cells, plan: LayerPlan, state: LayerState, length: int) -> None:
         _CellsLayer.__init__(self, cells, plan, length)
         _StateLayer.__init__(self, plan, state, length)
-
-
-def _rows(scale: torch.Tensor | None, start: int, stop: int) -> torch.Tensor | None:
-    return None if scale is None else scale[start:stop]
-
-
-def _as_attention_wants(
-    data: torch.Tensor, scale: torch.Tensor | None, start: int, stop: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """Cells ``[start, stop)`` as ``[1, heads, stop - start, dim]``."""
-    rows = data[start:stop] if scale is None else load_rows(data[start:stop], scale[start:stop])
-    return rows.to(dtype).transpose(0, 1)[None]

@@ -1,109 +1,139 @@
-"""The Qwen3.5 text model: gated delta nets, and every so often a layer of gated attention."""
+"""Qwen3.5's text model: gated delta nets (Yang et al., arXiv:2412.06464), and every fourth layer gated attention."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
 import torch
 
-from elastikv.kernels.base import DeltaNetWeights, Kernels
-from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
-from elastikv.models.attention import read_attention
-from elastikv.models.build import build_decoder
-from elastikv.models.decoder import Decoder, Mixer, Step
-from elastikv.weights.config import DeltaNetConfig, ModelConfig
-from elastikv.weights.linear import FusedLinear
-from elastikv.weights.loader import WeightLoader
+from elastikv.kernels.base import Sublayer
+from elastikv.kernels.weights import DeltaNetWeights
+from elastikv.memory.base import LayerMemory, RecurrentLayer
+from elastikv.models.architecture import Architecture
+from elastikv.models.config import DeltaNetConfig, ModelConfig
+from elastikv.models.reader import ModelReader
+from elastikv.weights.base import Fields
+from elastikv.weights.gguf import Change
+from elastikv.weights.gguf.config import layer_types, n_layers
+from elastikv.weights.gguf.header import GGUFHeader
+from elastikv.weights.gguf.places import NEGATIVE_EXP
+
+_DEFAULT_INTERVAL = 4
+_DELTA_NET = (
+    "in_proj_qkv.weight",
+    "in_proj_z.weight",
+    "in_proj_a.weight",
+    "in_proj_b.weight",
+    "conv1d.weight",
+    "A_log",
+    "dt_bias",
+    "norm.weight",
+    "out_proj.weight",
+)
 
 
-def memory_layers(config: ModelConfig) -> list[LayerMemory]:
-    net = _delta_net(config)
-    state = RecurrentLayer(
-        ((net.conv_channels, net.conv_width - 1), (net.n_v_heads, net.k_dim, net.v_dim)),
-    )
-    cells = KVLayer(config.n_kv_heads, config.head_dim, config.head_dim)
-    return [state if kind == "recurrent" else cells for kind in config.layer_types]
+class Qwen3_5(Architecture):  # noqa: N801, its name
+    name = "qwen3_5"
+    classes = ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration")
+    model_types = ("qwen3_5_text", "qwen3_5")
+    gguf_name = "qwen35"
+    gguf_keys: ClassVar = {
+        "linear_num_key_heads": "ssm.group_count",
+        "linear_num_value_heads": "ssm.time_step_rank",
+        "linear_key_head_dim": "ssm.state_size",
+        "linear_conv_kernel_dim": "ssm.conv_kernel",
+    }
+    gguf_aliases: ClassVar = {".dt_bias": ".dt_proj.bias"}  # as Mamba named it
+    norm_offset = 1.0
+    qk_norm = True
+    has_attention_bias = True
+    has_partial_rotary = True
 
+    def config(self, fields: Fields) -> ModelConfig:
+        net = DeltaNetConfig(
+            n_k_heads=fields["linear_num_key_heads"],
+            n_v_heads=fields["linear_num_value_heads"],
+            k_dim=fields["linear_key_head_dim"],
+            v_dim=fields["linear_value_head_dim"],
+            conv_width=fields["linear_conv_kernel_dim"],
+        )
+        return replace(super().config(fields), delta_net=net)
 
-def build(config: ModelConfig, loader: WeightLoader) -> Decoder:
-    def mixer(layer: int) -> Mixer:
-        kind = config.layer_types[layer]
-        ordinal = config.layer_types[:layer].count(kind)
-        if kind == "recurrent":
-            return _read_delta_net(config, loader, layer, ordinal)
-        return read_attention(config, loader, layer, ordinal, gate_order=_gates_last(config))
-
-    return build_decoder(config, loader, memory_layers(config), mixer)
-
-
-class DeltaNet:
-    """A ``Mixer``: one projection gives q, k, v, a gate z, and per v head b (how much to write) and a (to forget)."""
-
-    def __init__(
-        self,
-        net: DeltaNetConfig,
-        kernels: Kernels,
-        layer: int,
-        *,
-        projection: FusedLinear,
-        output: FusedLinear,
-        weights: DeltaNetWeights,
-    ) -> None:
-        self._bound = kernels.bind_delta_net(projection.parts, output.parts, weights)
-        self._kernels = kernels
-        self._layer = layer
-        self._projection = projection
-        self._output = output
-        self._weights = weights
-        self._projected_split = [net.conv_channels, net.value_width, net.n_v_heads, net.n_v_heads]
-        self._conv_split = [net.key_width, net.key_width, net.value_width]
-        self.buffer_widths = {
-            "wide": projection.n_out,
-            "conv": net.conv_channels,
-            "gates": 2 * net.n_v_heads,
-            "inner": net.value_width,
+    def gguf_fields(self, header: GGUFHeader) -> dict[str, Any]:
+        n, interval = n_layers(header), int(header.of_architecture("full_attention_interval", _DEFAULT_INTERVAL))
+        recurrent = header.of_architecture(
+            "attention.recurrent_layers", [(layer + 1) % interval != 0 for layer in range(n)]
+        )
+        return {
+            "layer_types": layer_types(recurrent[:n], "linear_attention"),
+            "linear_value_head_dim": header.required("ssm.inner_size") // header.required("ssm.time_step_rank"),
         }
 
-    def __call__(self, x: torch.Tensor, step: Step, out: torch.Tensor) -> None:
-        kernels, weights, layer, memory, ubatch = self._kernels, self._weights, self._layer, step.recurrent, step.ubatch
-        wide, mixed, gates, inner = (step.view(name, width) for name, width in self.buffer_widths.items())
-        if self._bound is not None and self._bound(x, memory, layer, ubatch, wide, mixed, gates, inner, out):
-            return
-        qkv, z, b, a = self._projection(x, out=wide).split(self._projected_split, dim=1)
-        decay, beta = gates.view(2, *b.shape)
-        kernels.delta_gates(a, b, weights.rate, weights.bias, decay, beta)
+    def memory(self, config: ModelConfig, layer: int) -> LayerMemory:
+        if config.layer_types[layer] != "recurrent":
+            return super().memory(config, layer)
+        net = _delta_net(config)
+        return RecurrentLayer(((net.conv_channels, net.conv_width - 1), (net.n_v_heads, net.k_dim, net.v_dim)))
 
-        kernels.causal_conv(qkv, weights.conv, memory, layer, ubatch, out=mixed)
-        q, k, v = mixed.split(self._conv_split, dim=1)
-        keys, values = (weights.n_k_heads, weights.k_dim), (weights.n_v_heads, weights.v_dim)
-        q, k, v, heads = q.unflatten(1, keys), k.unflatten(1, keys), v.unflatten(1, values), inner.unflatten(1, values)
-        kernels.gated_delta_rule(q, k, v, decay, beta, memory, layer, ubatch, out=heads)
-        kernels.gated_rms_norm(heads, z.unflatten(1, values), weights.norm, weights.eps, out=heads)
-        self._output(inner, out=out)
+    def mixer(self, read: ModelReader, layer: int, ordinal: int) -> Sublayer:
+        if read.config.layer_types[layer] == "recurrent":
+            return read.kernels.delta_net_layer(_read_delta_net(read, layer), ordinal)
+        return read.kernels.attention_layer(read.attention(layer, gate_order=_gates_last(read.config)), ordinal)
+
+    def layer_tensors(self, config: ModelConfig) -> Sequence[str]:
+        return (*super().layer_tensors(config), *(f"linear_attn.{name}" for name in _DELTA_NET))
+
+    def gguf_change(self, config: ModelConfig, name: str) -> Change:
+        """Norms have 1 added (not the delta net's own), and v heads are stored round robin, one for each k head at
+        a time (k0v0 k1v0 k0v1 k1v1), instead of grouped by k head (k0v0 k0v1 k1v0 k1v1).
+        """
+        _, is_delta_net, part = name.partition("linear_attn.")
+        if not is_delta_net:
+            return super().gguf_change(config, name)
+        net = _delta_net(config)
+        v_order = _round_robin_order(net.n_k_heads, net.n_v_heads, net.v_dim)
+        head_order = _round_robin_order(net.n_k_heads, net.n_v_heads, 1)
+        qk_rows = torch.arange(2 * net.key_width)
+        qkv_order = None if v_order is None else torch.cat([qk_rows, len(qk_rows) + v_order])
+        changes = {
+            "in_proj_qkv.weight": Change(row_order=qkv_order),
+            "conv1d.weight": Change(row_order=qkv_order, squeezed=True),
+            "in_proj_z.weight": Change(row_order=v_order),
+            "in_proj_a.weight": Change(row_order=head_order),
+            "in_proj_b.weight": Change(row_order=head_order),
+            "dt_bias": Change(row_order=head_order),
+            "A_log": Change(row_order=head_order, values=NEGATIVE_EXP),
+            "out_proj.weight": Change(column_order=v_order),
+        }
+        return changes.get(part, Change())
 
 
-def _read_delta_net(config: ModelConfig, loader: WeightLoader, layer: int, ordinal: int) -> DeltaNet:
-    net, hidden = _delta_net(config), config.hidden_size
+def _read_delta_net(read: ModelReader, layer: int) -> DeltaNetWeights:
+    net, hidden, loader = _delta_net(read.config), read.config.hidden_size, read.loader
     prefix = f"model.layers.{layer}.linear_attn."
     names = [prefix + name for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")]
     n_rows = net.conv_channels + net.value_width + 2 * net.n_v_heads
-    weights = DeltaNetWeights(
-        net.n_k_heads,
-        net.n_v_heads,
-        net.k_dim,
-        net.v_dim,
+    return DeltaNetWeights(
+        norms=read.norms(layer, "input_layernorm"),
+        n_k_heads=net.n_k_heads,
+        n_v_heads=net.n_v_heads,
+        k_dim=net.k_dim,
+        v_dim=net.v_dim,
         conv=loader.vector(prefix + "conv1d.weight", (net.conv_channels, 1, net.conv_width)).squeeze(1),
         rate=-loader.vector(prefix + "A_log", (net.n_v_heads,)).exp(),
         bias=loader.vector(prefix + "dt_bias", (net.n_v_heads,)),
         norm=loader.vector(prefix + "norm.weight", (net.v_dim,)),
-        eps=config.rms_norm_eps,
-    )
-    return DeltaNet(
-        net,
-        loader.kernels,
-        ordinal,
+        eps=read.config.rms_norm_eps,
         projection=loader.linear(names, (n_rows, hidden), exact=names[2:]),
         output=loader.linear([prefix + "out_proj"], (hidden, net.value_width)),
-        weights=weights,
     )
+
+
+def _delta_net(config: ModelConfig) -> DeltaNetConfig:
+    assert config.delta_net is not None, "the config of this architecture always has one"
+    return config.delta_net
 
 
 def _gates_last(config: ModelConfig) -> torch.Tensor:
@@ -114,6 +144,9 @@ def _gates_last(config: ModelConfig) -> torch.Tensor:
     return torch.cat([q_and_gate[:, 0].flatten(), kv, q_and_gate[:, 1].flatten()])
 
 
-def _delta_net(config: ModelConfig) -> DeltaNetConfig:
-    assert config.delta_net is not None, "the config of this architecture always has one"
-    return config.delta_net
+def _round_robin_order(n_k_heads: int, n_v_heads: int, rows_per_head: int) -> torch.Tensor | None:
+    """v heads grouped by their k head -> dealt out, one per k head at a time. None if that changes nothing."""
+    if n_v_heads == n_k_heads:
+        return None
+    rows = torch.arange(n_v_heads * rows_per_head).reshape(n_k_heads, n_v_heads // n_k_heads, rows_per_head)
+    return rows.transpose(0, 1).reshape(-1)

@@ -1,39 +1,61 @@
-"""Rotary position embedding: frequencies under each scaling, and K moved to other positions."""
+"""Rotary position embedding: what a config says of it, and the frequencies under each scaling."""
 
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 
-from elastikv.weights.config import RopeConfig
+from elastikv.errors import CorruptFile
+from elastikv.kernels.rope import Rope
+from elastikv.models.config import RopeConfig, RopeKind
+from elastikv.weights.base import Fields
+
+_KINDS = get_args(RopeKind)
+_OPTIONAL = (
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "freq_factors",
+)
 
 
-class Rope:
-    """inv_freq: f32 ``[dim / 2]``, radians per position; attention_factor: multiplies cos and sin."""
+def read_rope(
+    fields: Fields, architecture: str, head_dim: int, *, partial: bool = False, layer_type: str | None = None
+) -> RopeConfig:
+    """partial: whether transformers rotates a part of each head in this architecture, where the config says so.
 
-    def __init__(self, config: RopeConfig) -> None:
-        self.dim = config.dim
-        self.inv_freq = _frequencies(config)
-        self.attention_factor = _attention_factor(config)
+    layer_type: whose, as config.json calls it, where layers differ. Raises UnsupportedModel for other scaling.
+    """
+    given = fields.rope_parameters(_KINDS, {"partial_rotary_factor"} if partial else (), layer_type)
+    n_ctx = fields["max_position_embeddings"]
+    n_ctx_original = given.get("original_max_position_embeddings") or n_ctx
+    kind, dim = given["rope_type"], given.get("rotary_dim")
+    if dim is None:
+        honoured = partial or kind != "default"
+        dim = int(head_dim * given.get("partial_rotary_factor", 1.0)) if honoured else head_dim
+        if dim != head_dim and not partial:
+            raise CorruptFile(
+                f"{fields.name}: partial_rotary_factor with RoPE scaling {kind!r} is nothing that {architecture} has"
+            )
+    return RopeConfig(
+        dim=dim,
+        theta=float(given["rope_theta"]),
+        kind=kind,
+        factor=float(given.get("factor") or (n_ctx / n_ctx_original)),
+        n_ctx_original=n_ctx_original,
+        **{field: given[field] for field in _OPTIONAL if given.get(field) is not None},
+    )
 
-    def angles(self, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """cos and sin ``[n, dim / 2]`` of int64 positions ``[n]``, in f32 as the models were trained."""
-        torch.mul(positions.unsqueeze(1).to(torch.float32), self.inv_freq, out=sin)
-        torch.cos(sin, out=cos)
-        torch.sin(sin, out=sin)
-        if self.attention_factor != 1.0:
-            cos.mul_(self.attention_factor)
-            sin.mul_(self.attention_factor)
 
-    def rotate_k(self, layer: int, k: torch.Tensor, delta: int) -> torch.Tensor:
-        """K ``[n, heads, d]`` as if computed ``delta`` positions later: rotations add up. All layers rotate alike."""
-        angle = self.inv_freq * delta
-        cos, sin = angle.cos(), angle.sin()
-        half = self.dim // 2
-        first, second = k[..., :half], k[..., half : self.dim]
-        moved = (first * cos - second * sin, second * cos + first * sin, k[..., self.dim :])
-        return torch.cat(moved, dim=-1)
+def make_rope(config: RopeConfig) -> Rope:
+    return Rope(_frequencies(config), _attention_factor(config))
 
 
 def _frequencies(config: RopeConfig) -> torch.Tensor:

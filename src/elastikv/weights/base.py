@@ -1,28 +1,56 @@
-"""What a weight file offers to the models, whatever its format.
-
-Tensors are named and laid out as in a Hugging Face checkpoint of the text model
-(``model.layers.0.self_attn.q_proj.weight``, ``[n_out, n_in]``), with the values such a checkpoint would hold.
-A source that stores them differently (GGUF permutes, renames, folds ``1 +`` into norms) undoes that.
-"""
+"""What a weight file offers to the models, whatever its format."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from elastikv.kernels.base import PackedTensor, Weight
-from elastikv.weights.config import DeltaNetConfig, ModelConfig, RopeConfig
+from elastikv.kernels.weights import PackedTensor
 from elastikv.weights.tokenizer import Tokenizer
 
-__all__ = ["DeltaNetConfig", "ModelConfig", "PackedTensor", "RopeConfig", "TensorSource", "Weight"]
+
+class Fields(Protocol):
+    """Fields of a text model's config by the names that ``config.json`` has for them.
+
+    name: the model's, for itself and for messages.
+    """
+
+    name: str
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the file itself says it."""
+        ...
+
+    def __getitem__(self, key: str) -> Any:
+        """What the file says, else its format's default, else None. Raises CorruptFile where it must say it."""
+        ...
+
+    def get(self, key: str, default: Any) -> Any:
+        """What the file itself says, else ``default``."""
+        ...
+
+    def rope_parameters(
+        self, kinds: Collection[str], needed: Collection[str] = (), layer_type: str | None = None
+    ) -> Mapping[str, Any]:
+        """``rope_parameters`` as transformers 5 has them, with ``rope_type``, ``rope_theta`` and what is ``needed``.
+
+        layer_type: whose, where they differ between layers. Raises UnsupportedModel for other than these kinds of
+        scaling, and where layers differ unasked.
+        """
+        ...
 
 
 class TensorSource(Protocol):
-    """Tensors that are read one by one, when asked for; nothing is kept after it was handed out."""
+    """Tensors that are read one by one, when asked for; nothing is kept after it was handed out.
 
-    config: ModelConfig
+    They are named and laid out as in a Hugging Face checkpoint of the text model
+    (``model.layers.0.self_attn.q_proj.weight``, ``[n_out, n_in]``), with the values such a checkpoint would hold.
+    name: the model's, for messages.
+    """
+
+    name: str
 
     def names(self) -> Iterable[str]:
         """Every tensor of the text model."""
@@ -45,7 +73,7 @@ class TensorSource(Protocol):
         """The tensor as the file packs it, in memory of its own, or None where it is stored dense."""
         ...
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
         """The tokenizer that came with the weights; one without a backend if none did. Raises ModelError."""
         ...
 

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from elastikv.errors import CorruptFile, InvalidRequest
-from elastikv.kernels.base import Kernels, PackedTensor, Weight
-from elastikv.weights import own_memory, quants
+from elastikv.kernels import quants
+from elastikv.kernels.weights import LinearWeights, PackedTensor, Weight
+from elastikv.weights import own_memory
 from elastikv.weights.base import TensorSource
-from elastikv.weights.linear import Embedding, FusedLinear
 
 DType = Literal["auto", "f32", "bf16", "f16"]
 Progress = Callable[[int, int], None]
@@ -24,14 +24,15 @@ _SAMPLE_BYTES = 4096
 class WeightLoader:
     """Builds the parts of a model and counts what it read.
 
-    dtype: of dense matrices, ``"auto"`` as stored. quantize: a packed type for every matrix, ``"none"`` to unpack,
-    None to take each as the file has it. progress is called with bytes read and bytes in all.
+    config: the model's, as text, for the fingerprint. dtype: of dense matrices, ``"auto"`` as stored. quantize: a
+    packed type for every matrix, ``"none"`` to unpack, None to take each as the file has it. progress is called with
+    bytes read and bytes in all.
     """
 
     def __init__(
         self,
         source: TensorSource,
-        kernels: Kernels,
+        config: str,
         *,
         dtype: str = "auto",
         quantize: str | None = None,
@@ -42,13 +43,12 @@ class WeightLoader:
         if quantize not in (None, "none", *quants.TARGETS):
             raise InvalidRequest(f"quantize must be none, {' or '.join(quants.TARGETS)}, got {quantize!r}")
         self.source = source
-        self.kernels = kernels
         self._dtype = _DTYPES.get(dtype)
         self._quantize = quantize
         self._progress = progress
         self._total = sum(source.nbytes(name) for name in source.names())
         self._done = 0
-        self._digest = hashlib.sha256(f"{source.config}|{dtype}|{quantize}".encode())
+        self._digest = hashlib.sha256(f"{config}|{dtype}|{quantize}".encode())
         self.weight_bytes = 0
 
     @property
@@ -64,7 +64,7 @@ class WeightLoader:
         bias: bool = False,
         order: torch.Tensor | None = None,
         exact: Sequence[str] = (),
-    ) -> FusedLinear:
+    ) -> LinearWeights:
         """Matrices ``{name}.weight`` stacked by rows to ``shape``, with ``{name}.bias`` if asked.
 
         order: of the stacked rows, instead of the file's. exact: names that are never quantised, since
@@ -86,17 +86,14 @@ class WeightLoader:
             parts.append((weight, None if biases is None else biases[start:stop]))
             start = stop
         self.weight_bytes += sum(weight.nbytes for weight, _ in parts)
-        return FusedLinear(parts, self.kernels)
+        return LinearWeights.of(parts)
 
-    def tied_linear(self, embedding: Embedding) -> FusedLinear:
-        """The embedding's own matrix as an output layer; no copy."""
-        return FusedLinear([(embedding.weight, None)], self.kernels)
-
-    def embedding(self, name: str, shape: tuple[int, int]) -> Embedding:
+    def matrix(self, name: str, shape: tuple[int, int]) -> Weight:
+        """One matrix, such as the embedding's, ``{name}.weight``."""
         (weight,) = self._fuse([self._matrix(f"{name}.weight", quantize=True)])
         self._check(name, tuple(weight.shape), shape)
         self.weight_bytes += weight.nbytes
-        return Embedding(weight)
+        return weight
 
     def vector(self, name: str, shape: tuple[int, ...], *, offset: float = 0.0) -> torch.Tensor:
         """A small tensor in f32, ``offset`` added."""
@@ -130,7 +127,7 @@ class WeightLoader:
     def _check(self, what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
         if shape != wanted:
             found, asked = (" x ".join(map(str, each)) for each in (shape, wanted))
-            raise CorruptFile(f"{self.source.config.name}: {what} is {found}, but the config says {asked}")
+            raise CorruptFile(f"{self.source.name}: {what} is {found}, but the config says {asked}")
 
     def _target(self, n_in: int, quantize: bool, stored: str | None) -> str | None:
         """The packed type to hold a matrix in, None for dense. stored: how the file packs it."""
@@ -152,7 +149,7 @@ class WeightLoader:
     def _read_dense(self, name: str) -> torch.Tensor:
         tensor = self.source.get(name)
         if not tensor.is_floating_point():
-            raise CorruptFile(f"{self.source.config.name}: {name} holds {tensor.dtype}, not floating-point numbers")
+            raise CorruptFile(f"{self.source.name}: {name} holds {tensor.dtype}, not floating-point numbers")
         self._count(name, tensor)
         return tensor
 

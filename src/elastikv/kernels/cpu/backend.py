@@ -6,12 +6,16 @@ import torch
 
 from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
-from elastikv.kernels.base import AttentionWeights, DeltaNetWeights, LinearParts, MlpWeights
-from elastikv.kernels.cpu import decode_attention, norms, prefill_attention, recurrent, rope
-from elastikv.kernels.cpu.bound import BoundAttention, BoundDeltaNet, BoundMlp, bind, bind_one
-from elastikv.kernels.cpu.layouts import OF_DTYPE
-from elastikv.kernels.cpu.linear import OF_TYPE, SCRATCH_BYTES, LinearKernel
+from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Mlp
+from elastikv.kernels.cpu import norms, recurrent
+from elastikv.kernels.cpu.attention import decode as decode_attention
+from elastikv.kernels.cpu.attention import prefill as prefill_attention
+from elastikv.kernels.cpu.attention import rope
+from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
+from elastikv.kernels.cpu.fused import FusedAttention, FusedDeltaNet, FusedMlp, arguments_of
+from elastikv.kernels.cpu.matmul.linear import SCRATCH_BYTES, LinearKernel
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
+from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, MlpWeights
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
@@ -19,16 +23,36 @@ _SCRATCH_FLOATS = 1 << 21
 """float32 values of scratch for attention: what prefill needs for heads of 256, and several rows in decode."""
 
 
-class CpuKernels:
+class CpuKernels(ComposedKernels):
     """Kernels for processors, compiled by numba. Not for use by several threads at once: scratch is shared."""
 
     name = "cpu"
-    packed_types = frozenset(OF_TYPE)
+    packed_types = frozenset(WEIGHTS)
 
     def __init__(self) -> None:
         self.linear = LinearKernel()
         self._plan_of = Planner()
         self._scratch = torch.empty(0)
+
+    def attention_layer(self, weights: AttentionWeights, layer: int) -> Attention:
+        projection, output = arguments_of(weights.projection, self.linear), arguments_of(weights.output, self.linear, 1)
+        if projection is None or output is None:
+            return super().attention_layer(weights, layer)
+        return FusedAttention(
+            self, weights, layer, projection, output, self._plan_of, self._scratch_of, _SCRATCH_FLOATS
+        )
+
+    def delta_net_layer(self, weights: DeltaNetWeights, layer: int) -> DeltaNet:
+        projection, output = arguments_of(weights.projection, self.linear), arguments_of(weights.output, self.linear, 1)
+        if projection is None or output is None or weights.conv.shape[1] > recurrent.MAX_TAPS:
+            return super().delta_net_layer(weights, layer)
+        return FusedDeltaNet(self, weights, layer, projection, output)
+
+    def mlp_layer(self, weights: MlpWeights) -> Mlp:
+        gate_up, down = arguments_of(weights.gate_up, self.linear), arguments_of(weights.down, self.linear, 1)
+        if gate_up is None or down is None or weights.activation != "silu":
+            return super().mlp_layer(weights)
+        return FusedMlp(self, weights, gate_up, down)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
         n, d = x.shape
@@ -46,6 +70,10 @@ class CpuKernels:
         n, d = out.shape
         norms.silu_mul(gate_up.data_ptr(), gate_up.stride(0) * 4, n, d, out.data_ptr())
         return out
+
+    def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), up, out=out)
 
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
@@ -75,11 +103,10 @@ class CpuKernels:
         ubatch: UBatch,
     ) -> None:
         plan = self._plan_of(ubatch)
-        cells = cache.cells(layer, plan.seq_ids[0])
         q_norm, k_norm, eps = (0, 0, 0.0) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr(), norms[2])
         rope.rope_store(
-            OF_DTYPE[cells.k.dtype],
-            OF_DTYPE[cells.v.dtype],
+            CELLS[cache.k_format.name],
+            CELLS[cache.v_format.name],
             (q.data_ptr(), k.data_ptr(), v.data_ptr(), cos.data_ptr(), sin.data_ptr()),
             (*_strides(q), *_strides(k), *_strides(v)),
             (q_norm, k_norm),
@@ -114,18 +141,17 @@ class CpuKernels:
         scale: float,
         out: torch.Tensor,
     ) -> None:
-        cells = cache.cells(layer, run.seq_ids[0])
-        heads = (q.shape[1], cells.k.shape[1], q.shape[2], out.shape[2])
+        heads = (q.shape[1], cache.layers[layer].n_kv_heads, q.shape[2], out.shape[2])
         addresses = cache.addresses(layer, run.seq_ids)
-        row_floats = decode_attention.scratch_floats(*heads, OF_DTYPE[cells.k.dtype], OF_DTYPE[cells.v.dtype])
+        row_floats = decode_attention.scratch_floats(*heads, CELLS[cache.k_format.name], CELLS[cache.v_format.name])
         at_once = max(_SCRATCH_FLOATS // row_floats, 1)
         scratch = self._scratch_of(min(at_once, len(run.ends)) * row_floats)
         for first in range(0, len(run.ends), at_once):
             lines = slice(first, first + at_once)
             row = run.rows.start + first
             decode_attention.attend(
-                OF_DTYPE[cells.k.dtype],
-                OF_DTYPE[cells.v.dtype],
+                CELLS[cache.k_format.name],
+                CELLS[cache.v_format.name],
                 addresses[lines],
                 run.ends[lines],
                 window or 0,
@@ -188,26 +214,6 @@ class CpuKernels:
             (k.shape[1], v.shape[1], k.shape[2], v.shape[2]),
         )
         return out
-
-    def bind_mlp(self, gate_up: LinearParts, down: LinearParts, weights: MlpWeights) -> BoundMlp | None:
-        first, second = bind(gate_up, self.linear), bind_one(down, self.linear)
-        return BoundMlp(first, second, weights) if first and second else None
-
-    def bind_attention(
-        self, projection: LinearParts, output: LinearParts, weights: AttentionWeights
-    ) -> BoundAttention | None:
-        first, second = bind(projection, self.linear), bind_one(output, self.linear)
-        if first is None or second is None:
-            return None
-        return BoundAttention(first, second, weights, self._plan_of, self._scratch_of, _SCRATCH_FLOATS)
-
-    def bind_delta_net(
-        self, projection: LinearParts, output: LinearParts, weights: DeltaNetWeights
-    ) -> BoundDeltaNet | None:
-        if weights.conv.shape[1] > recurrent.MAX_TAPS:
-            return None
-        first, second = bind(projection, self.linear), bind_one(output, self.linear)
-        return BoundDeltaNet(first, second, weights) if first and second else None
 
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
         return 4 * _SCRATCH_FLOATS + SCRATCH_BYTES

@@ -16,10 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 @functools.cache
-def _sources_digest() -> str:
-    """Changes with any file of this package: a kernel is compiled together with the helpers it inlines."""
+def sources_digest(folder: Path = Path(__file__).parent) -> str:
+    """Changes with any source file in a package's folder and the folders in it, and with where these files are.
+
+    Kernels are compiled together with the helpers that they inline, so each is stale with any of them.
+    """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -29,7 +33,7 @@ class _PackageCacheImpl(CompileResultCacheImpl):
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
         super().__init__(py_func)
-        self.locator.get_source_stamp = _sources_digest
+        self.locator.get_source_stamp = sources_digest
 
 
 @functools.cache

@@ -10,10 +10,11 @@ import math
 import numpy as np
 from numba import prange
 
+from elastikv.kernels.cpu.formats.layout import load_values, store_values
+from elastikv.kernels.cpu.formats.plain import F32
 from elastikv.kernels.cpu.jit import inlined, kernel
-from elastikv.kernels.cpu.layouts import F32, load_values, store_values
-from elastikv.kernels.cpu.vector import LANES
-from elastikv.kernels.cpu.vector_math import fma, sigmoid, silu, splat, sum_lanes
+from elastikv.kernels.cpu.simd.math import fma, sigmoid, silu, splat, sum_lanes
+from elastikv.kernels.cpu.simd.vector import LANES
 
 MIN_PARALLEL = 1 << 14
 """Values below which one thread is faster."""

@@ -1,4 +1,4 @@
-"""What the kernels need to know of a ubatch."""
+"""What the kernels need to know of a ubatch: which spans are attended like decoded tokens, and which as a prefill."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ _SHORT_SPAN = 8
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Tokens that attend one by one: rows of the ubatch, their sequences, and the positions they end at."""
+    """Tokens that attend one by one: rows of the ubatch, their sequences, and int64 positions behind the last seen."""
 
     rows: slice
     seq_ids: tuple[int, ...]
     ends: np.ndarray
 
 
-class Plan:
+class UBatchPlan:
     """A ubatch as the kernels take it.
 
-    short_runs: neighbouring short spans, as single tokens; rows: all of the ubatch so, None if a span is long.
+    seq_ids: of its spans; span_of: int64 ``[n_tokens]``, each token's span; row_numbers: 0, 1, ... n_tokens - 1.
+    short_runs: neighbouring short spans, as single tokens; long_spans: the others, for prefill attention.
+    rows: the whole ubatch as single tokens, None if a span is long.
     """
 
     def __init__(self, ubatch: UBatch) -> None:
@@ -43,11 +45,11 @@ class Planner:
     """Remembers the last ubatch's plan: layer after layer asks for it."""
 
     def __init__(self) -> None:
-        self._plan: Plan | None = None
+        self._plan: UBatchPlan | None = None
 
-    def __call__(self, ubatch: UBatch) -> Plan:
+    def __call__(self, ubatch: UBatch) -> UBatchPlan:
         if self._plan is None or self._plan.ubatch is not ubatch:
-            self._plan = Plan(ubatch)
+            self._plan = UBatchPlan(ubatch)
         return self._plan
 
 

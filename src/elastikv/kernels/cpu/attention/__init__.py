@@ -1,0 +1,1 @@
+"""Rotation, the writing of cells, and attention over them."""

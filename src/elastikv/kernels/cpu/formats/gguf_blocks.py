@@ -1,0 +1,74 @@
+"""GGUF's q8_0 and q4_0 weights: blocks of 32 values, each with its own float16 scale in front.
+
+q8_0: 34 bytes, the scale and 32 int8. q4_0: 18 bytes, the scale and 16 bytes of which byte i holds value i in
+its low four bits and value ``i + 16`` in its high ones, both 8 too large.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from elastikv.kernels.cpu.formats.weights import BlockLayout
+from elastikv.kernels.cpu.simd.int8_dot import Int8Dot, int8_dot
+from elastikv.kernels.cpu.simd.math import fma, splat
+from elastikv.kernels.cpu.simd.memory import load_f32, load_half, load_high_nibbles, load_i8, load_low_nibbles
+from elastikv.kernels.cpu.simd.vector import F32, I32, Vector
+
+BLOCK = 32
+"""Values that share a scale."""
+
+
+class Q8_0Blocks(BlockLayout):  # noqa: N801
+    """34 bytes a block: a float16 scale, 32 int8."""
+
+    label = "q8_0 blocks"
+    block_values = BLOCK
+    block_bytes = 34
+
+    def load(self, row: int, scales: int, start: int) -> Vector:
+        block = row + start // BLOCK * 34
+        return load_i8(block + 2 + start % BLOCK) * splat(load_half(block))
+
+    def dot_block(self, row: int, start: int, x: int, sums: Vector) -> Vector:
+        block = row + start // BLOCK * 34
+        products = fma(load_i8(block + 18), load_f32(x + 64), load_i8(block + 2) * load_f32(x))
+        return fma(splat(load_half(block)), products, sums)
+
+
+@int8_dot
+def _dot_q4_0(code: Int8Dot) -> None:
+    """Low halves of both blocks, then high halves of both; 8 too large."""
+    raw = code.joined(code.bytes_at(2, 16), code.bytes_at(20, 16))
+    both = ir.Constant(ir.VectorType(F32, 2), ir.Undefined)
+    for index in range(2):
+        both = code.builder.insert_element(both, code.half_at(index * 18), I32(index))
+    scales = code.shuffled(both, both, ([0] * 4 + [1] * 4) * 2)
+    unsigned = code.joined(code.masked(raw, 0, 15), code.masked(raw, 4, 15))
+    code.add(code.builder.fmul(code.dot(unsigned, 0, code.starts(0)), scales), 0)
+
+
+class Q4_0Blocks(BlockLayout):  # noqa: N801
+    """18 bytes a block: a float16 scale, 16 bytes of nibbles."""
+
+    label = "q4_0 blocks"
+    block_values = BLOCK
+    block_bytes = 18
+    int8_rows = 1
+    int8_group = (1, 2, 4)
+
+    def load(self, row: int, scales: int, start: int) -> Vector:
+        block = row + start // BLOCK * 18
+        if start % BLOCK == 0:
+            return load_low_nibbles(block + 2) * splat(load_half(block))
+        return load_high_nibbles(block + 2) * splat(load_half(block))
+
+    def dot_block(self, row: int, start: int, x: int, sums: Vector) -> Vector:
+        block = row + start // BLOCK * 18
+        low = load_low_nibbles(block + 2) * load_f32(x)
+        return fma(splat(load_half(block)), fma(load_high_nibbles(block + 2), load_f32(x + 64), low), sums)
+
+    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
+        return _dot_q4_0(blocks, x, start, x_scales, sums)
+
+
+Q8_0_BLOCKS, Q4_0_BLOCKS = Q8_0Blocks(), Q4_0Blocks()

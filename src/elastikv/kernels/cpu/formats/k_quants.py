@@ -1,0 +1,231 @@
+"""GGUF's k-quants: blocks of 256 weights in eight parts, with small integer scales of their own.
+
+  q4_k  144 bytes: d, dmin (float16); 12 bytes of 6-bit scales and minima; 128 bytes of nibbles
+  q5_k  176 bytes: as q4_k, with 32 bytes of fifth bits in front of the nibbles
+  q6_k  210 bytes: 128 bytes of nibbles; 64 bytes of fifth and sixth bits; 16 int8 scales; d (float16)
+
+In q4_k and q5_k a value is ``d scale q - dmin minimum``, with a scale and a minimum for each part; two parts share 32
+bytes, the first has their low nibbles. In q6_k it is ``d scale (q - 32)``, with a scale for each half of a part; four
+parts share 64 bytes, the first two have their low nibbles. The format is that of ggml-quants.h.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from elastikv.kernels.cpu.formats.layout import compiled
+from elastikv.kernels.cpu.formats.weights import BlockLayout
+from elastikv.kernels.cpu.jit import inlined
+from elastikv.kernels.cpu.simd.int8_dot import Int8Dot, int8_dot
+from elastikv.kernels.cpu.simd.math import fma, splat
+from elastikv.kernels.cpu.simd.memory import load_byte, load_f32, load_half, load_signed_byte
+from elastikv.kernels.cpu.simd.vector import (
+    F32,
+    I8,
+    I32,
+    I64,
+    LANES,
+    F32x16,
+    I32x16,
+    Vector,
+    operation,
+    pointer,
+    splat_value,
+    vector_type,
+)
+
+_BLOCK = 256
+_PART = 32
+
+
+@operation(vector_type, *[types.intp] * 5)
+def _load_bits(
+    builder: ir.IRBuilder,
+    low: ir.Value,
+    low_shift: ir.Value,
+    high: ir.Value,
+    high_shift: ir.Value,
+    n_high: ir.Value,
+) -> ir.Value:
+    """Sixteen integers: four bits each from the bytes at ``low``, and n_high bits above from those at ``high``.
+
+    The shifts say where in their bytes the bits are.
+    """
+
+    def constant(value: int) -> ir.Constant:
+        return ir.Constant(I32x16, [value] * LANES)
+
+    def spread(value: ir.Value) -> ir.Value:
+        return splat_value(builder, builder.trunc(value, I32))
+
+    def bits(address: ir.Value, shift: ir.Value, mask: ir.Value) -> ir.Value:
+        raw = builder.load(pointer(builder, address), align=1, typ=ir.VectorType(I8, LANES))
+        return builder.and_(builder.lshr(builder.zext(raw, I32x16), spread(shift)), mask)
+
+    below = bits(low, low_shift, constant(15))
+    above = bits(high, high_shift, builder.sub(builder.shl(constant(1), spread(n_high)), constant(1)))
+    return builder.sitofp(builder.or_(below, builder.shl(above, constant(4))), F32x16)
+
+
+@inlined
+def _scale_and_minimum(packed: int, part: int) -> tuple[int, int]:
+    """Both have 6 bits: those of parts 0 to 3 lie in bytes 0 to 7, whose upper two bits belong to parts 4 to 7."""
+    if part < 4:
+        return load_byte(packed + part) & 63, load_byte(packed + part + 4) & 63
+    low = load_byte(packed + part + 4)
+    scale = (low & 15) | (load_byte(packed + part - 4) >> 6 << 4)
+    return scale, (low >> 4) | (load_byte(packed + part) >> 6 << 4)
+
+
+class KQuantLayout(BlockLayout):
+    """What the k-quants share: all is in how sixteen values are loaded."""
+
+    block_values = _BLOCK
+    int8_rows = 16
+
+    @compiled
+    def half_part(self, block: int, part: int, half: int) -> Vector:
+        """Sixteen values of a block, from ``32 part + 16 half`` on."""
+        raise NotImplementedError
+
+    def load(self, row: int, scales: int, start: int) -> Vector:
+        block, part = row + start // _BLOCK * self.block_bytes, start % _BLOCK // _PART
+        return self.half_part(block, part, start % _PART // LANES)
+
+    def dot_block(self, row: int, start: int, x: int, sums: Vector) -> Vector:
+        block, part = row + start // _BLOCK * self.block_bytes, start % _BLOCK // _PART
+        sums = fma(self.half_part(block, part, 0), load_f32(x), sums)
+        return fma(self.half_part(block, part, 1), load_f32(x + 64), sums)
+
+
+@inlined
+def _with_minimum(block: int, part: int, half: int, n_high: int) -> Vector:
+    """``half_part`` of q4_k (no bits above the nibbles) and q5_k (one)."""
+    scale, minimum = _scale_and_minimum(block + 4, part)
+    factor = load_half(block) * np.float32(scale)
+    offset = load_half(block + 2) * np.float32(-minimum)
+    nibbles = block + 16 + n_high * 32 + part // 2 * 32 + half * 16
+    integers = _load_bits(nibbles, part % 2 * 4, block + 16 + half * 16, part, n_high)
+    return fma(integers, splat(factor), splat(offset))
+
+
+# --- products with int8 values
+
+
+def _packed_scales(code: Int8Dot) -> tuple[ir.Value, ir.Value]:
+    """``d scale`` and ``dmin minimum / 4`` of the eight parts of a q4_k or q5_k block, float32.
+
+    Four 6-bit numbers at a time, in a 32-bit word: see ``_scale_and_minimum`` for where their bits are.
+    """
+    builder = code.builder
+    first, second, third = (code.load(code.blocks, 4 + 4 * word, I32) for word in range(3))
+
+    def bits(word: ir.Value, shift: int, mask: int) -> ir.Value:
+        return builder.and_(builder.lshr(word, I32(shift)), I32(mask))
+
+    def eight(low_parts: ir.Value, high_bits: ir.Value, factor: ir.Value) -> ir.Value:
+        upper = builder.shl(bits(low_parts, 6, 0x03030303), I32(4))
+        high_parts = builder.zext(builder.or_(high_bits, upper), I64)
+        both = builder.or_(builder.zext(bits(low_parts, 0, 0x3F3F3F3F), I64), builder.shl(high_parts, I64(32)))
+        numbers = builder.uitofp(builder.bitcast(both, ir.VectorType(I8, 8)), ir.VectorType(F32, 8))
+        return builder.fmul(numbers, code.spread(factor, 8))
+
+    quarter = builder.fmul(code.half_at(2), ir.Constant(F32, 0.25))
+    scales = eight(first, bits(third, 0, 0x0F0F0F0F), code.half_at(0))
+    return scales, eight(second, bits(third, 4, 0x0F0F0F0F), quarter)
+
+
+def _with_minima(code: Int8Dot, nibbles_at: int, fifth_bits: ir.Value | None) -> None:
+    """``d scale sum(q x) - dmin minimum sum(x)``; the starts are ``-sum(x)`` in two lots of four lanes each."""
+    scales, minima = _packed_scales(code)
+    for pair in range(4):
+        raw = code.bytes_at(nibbles_at + 32 * pair, 32)
+        weights = code.joined(code.masked(raw, 0, 15), code.masked(raw, 4, 15))
+        if fifth_bits is not None:
+            fifths = (code.masked(fifth_bits, 2 * pair + index, 1) for index in range(2))
+            weights = code.builder.or_(weights, code.raised(code.joined(*fifths), 4))
+        lanes = [2 * pair] * 8 + [2 * pair + 1] * 8
+        zero = ir.Constant(I32x16, None)
+        sums_of_x = code.builder.sitofp(code.starts(pair), F32x16)
+        too_much = code.builder.fmul(sums_of_x, code.shuffled(minima, minima, lanes))
+        code.add(code.fma(code.dot(weights, pair, zero), code.shuffled(scales, scales, lanes), too_much), pair)
+
+
+@int8_dot
+def _dot_q4_k(code: Int8Dot) -> None:
+    _with_minima(code, 16, None)
+
+
+@int8_dot
+def _dot_q5_k(code: Int8Dot) -> None:
+    _with_minima(code, 48, code.bytes_at(16, 32))
+
+
+@int8_dot
+def _dot_q6_k(code: Int8Dot) -> None:
+    """Weights are 32 too large; there is a scale for each sixteen, which fall into four lanes."""
+    builder = code.builder
+    integers = builder.sitofp(code.bytes_at(192, 16), F32x16)
+    scales = builder.fmul(integers, code.spread(code.half_at(208), 16))
+    for pair in range(4):
+        half, shift = pair // 2, pair % 2 * 4
+        upper = code.bytes_at(128 + 32 * half, 32)
+        above = code.joined(code.masked(upper, shift, 3), code.masked(upper, shift + 2, 3))
+        weights = builder.or_(code.masked(code.bytes_at(64 * half, 64), shift, 15), code.raised(above, 4))
+        lanes = [4 * pair + lane // 4 for lane in range(16)]
+        products = builder.fmul(code.dot(weights, pair, code.starts(pair)), code.shuffled(scales, scales, lanes))
+        code.add(products, pair)
+
+
+# --- the layouts
+
+
+class Q4_KLayout(KQuantLayout):  # noqa: N801
+    """144 bytes a block: 4-bit values, a scale and a minimum for each part."""
+
+    label = "q4_k blocks"
+    block_bytes = 144
+    int8_group = (4, 1, 8)
+
+    def half_part(self, block: int, part: int, half: int) -> Vector:
+        return _with_minimum(block, part, half, 0)
+
+    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
+        return _dot_q4_k(blocks, x, start, x_scales, sums)
+
+
+class Q5_KLayout(KQuantLayout):  # noqa: N801
+    """176 bytes a block: 5-bit values, a scale and a minimum for each part."""
+
+    label = "q5_k blocks"
+    block_bytes = 176
+    int8_group = (4, 1, 8)
+
+    def half_part(self, block: int, part: int, half: int) -> Vector:
+        return _with_minimum(block, part, half, 1)
+
+    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
+        return _dot_q5_k(blocks, x, start, x_scales, sums)
+
+
+class Q6_KLayout(KQuantLayout):  # noqa: N801
+    """210 bytes a block: 6-bit values, a scale for each half of a part."""
+
+    label = "q6_k blocks"
+    block_bytes = 210
+    int8_group = (4, 8, 8)
+
+    def half_part(self, block: int, part: int, half: int) -> Vector:
+        factor = load_half(block + 208) * np.float32(load_signed_byte(block + 192 + part * 2 + half))
+        nibbles = block + part // 4 * 64 + part % 2 * 32 + half * 16
+        upper = block + 128 + part // 4 * 32 + half * 16
+        integers = _load_bits(nibbles, part // 2 % 2 * 4, upper, part % 4 * 2, 2)
+        return fma(integers, splat(factor), splat(np.float32(-32) * factor))
+
+    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
+        return _dot_q6_k(blocks, x, start, x_scales, sums)
+
+
+Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS = Q4_KLayout(), Q5_KLayout(), Q6_KLayout()

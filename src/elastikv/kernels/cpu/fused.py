@@ -1,0 +1,170 @@
+"""Layers that compute a few tokens in one compiled call, and more of them as they are composed.
+
+What Python can look up once, it looks up when a layer is made, so that a step's call is little more than the call.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from elastikv.kernels.base import ForwardPass, Kernels
+from elastikv.kernels.composed import Attention, DeltaNet, Mlp
+from elastikv.kernels.cpu import layers
+from elastikv.kernels.cpu.attention.decode import scratch_floats
+from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
+from elastikv.kernels.cpu.matmul.linear import LinearKernel, matrix_of
+from elastikv.kernels.cpu.matmul.skinny import Product
+from elastikv.kernels.cpu.plan import Planner, state_table
+from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, LinearWeights, MlpWeights, PackedTensor
+
+
+class LinearArguments:
+    """A fused matrix whose parts have at most two formats, as compiled layers take it.
+
+    tables: a product and its parts, and another's (the same without parts, if there is one format only). Parts:
+    int64 ``[n_parts, 6]``, as ``layers`` takes them. Addresses: the weights must live as long.
+    """
+
+    def __init__(self, weights: LinearWeights, products: list[Product]) -> None:
+        first = products[0]
+        other = next((product for product in products if product is not first), first)
+        ours = [index for index, product in enumerate(products) if product is first]
+        others = [index for index, product in enumerate(products) if product is not first]
+        self.tables = (first, _table(weights, ours), other, _table(weights, others))
+        self.max_rows = min(product.max_rows for product in products)
+
+
+def _table(weights: LinearWeights, indices: Sequence[int]) -> np.ndarray:
+    chosen = [weights.parts[index] for index in indices]
+    lines = [(*matrix_of(part.weight, part.bias), part.columns.start) for part in chosen]
+    return np.array(lines, dtype=np.int64).reshape(-1, 6)
+
+
+def arguments_of(weights: LinearWeights, linear: LinearKernel, max_formats: int = 2) -> LinearArguments | None:
+    """None where there are more formats or, if one is the most, parts; or a format that is not multiplied as it is."""
+    if max_formats == 1 and len(weights.parts) > 1:
+        return None
+    if any(isinstance(part.weight, PackedTensor) and part.weight.type not in WEIGHTS for part in weights.parts):
+        return None
+    products = [linear.product(part.weight) for part in weights.parts]
+    return LinearArguments(weights, products) if len(set(products)) <= max_formats else None
+
+
+def _addresses(*tensors: torch.Tensor | None) -> tuple[int, ...]:
+    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+
+
+class FusedMlp(Mlp):
+    def __init__(self, kernels: Kernels, weights: MlpWeights, gate_up: LinearArguments, down: LinearArguments) -> None:
+        super().__init__(kernels, weights)
+        self._max_rows = min(gate_up.max_rows, down.max_rows)
+        self._matrices = (*gate_up.tables, *down.tables[:2])
+        self._norm_weights = _addresses(weights.norms.before, weights.norms.after)
+
+    def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
+        n, hidden = delta.shape
+        if n > self._max_rows:
+            super().__call__(delta, residual, forward)
+            return
+        normed, wide, inner = forward.views(self.buffer_widths, n)
+        layers.mlp(
+            *self._matrices,
+            self._norm_weights,
+            self._norms.eps,
+            (n, hidden, inner.shape[1]),
+            (delta.data_ptr(), residual.data_ptr(), normed.data_ptr(), wide.data_ptr(), inner.data_ptr()),
+        )
+
+
+class FusedAttention(Attention):
+    """scratch_of: that many float32 values; at most ``max_scratch_floats`` are asked for."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        weights: AttentionWeights,
+        layer: int,
+        projection: LinearArguments,
+        output: LinearArguments,
+        plan_of: Planner,
+        scratch_of: Callable[[int], torch.Tensor],
+        max_scratch_floats: int,
+    ) -> None:
+        super().__init__(kernels, weights, layer)
+        self._plan_of = plan_of
+        self._scratch_of = scratch_of
+        self._matrices = (*projection.tables, *output.tables[:2])
+        q_norm, k_norm, eps = weights.qk_norms or (None, None, 0.0)
+        self._norm_weights = _addresses(weights.norms.before, weights.norms.after, q_norm, k_norm)
+        self._eps = (weights.norms.eps, eps)
+        heads = (weights.n_heads, weights.n_kv_heads, weights.head_dim, weights.head_dim)
+        self._row_floats = {
+            formats: scratch_floats(*heads, *(CELLS[name] for name in formats))
+            for formats in itertools.product(CELLS, repeat=2)
+        }
+        rows_at_once = max(max_scratch_floats // max(self._row_floats.values()), 1)
+        self._max_rows = min(projection.max_rows, output.max_rows, rows_at_once)
+
+    def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
+        plan, (n, hidden), weights = self._plan_of(forward.ubatch), delta.shape, self._weights
+        if plan.rows is None or n > self._max_rows:
+            super().__call__(delta, residual, forward)
+            return
+        cache, layer = forward.cache, self._layer
+        formats = cache.k_format.name, cache.v_format.name
+        cos, sin = forward.rotations[weights.rope]
+        views, scratch = forward.views(self.buffer_widths, n), self._scratch_of(n * self._row_floats[formats])
+        layers.attention(
+            *self._matrices,
+            CELLS[formats[0]],
+            CELLS[formats[1]],
+            self._norm_weights,
+            self._eps,
+            weights.scale,
+            cache.layers[layer].window or 0,
+            weights.gated,
+            (hidden, weights.n_heads, weights.n_kv_heads, weights.head_dim, cos.shape[1]),
+            cache.addresses(layer, plan.rows.seq_ids),
+            plan.row_numbers,
+            forward.ubatch.positions,
+            plan.rows.ends,
+            tuple(tensor.data_ptr() for tensor in (delta, residual, *views, cos, sin, scratch)),
+        )
+
+
+class FusedDeltaNet(DeltaNet):
+    def __init__(
+        self,
+        kernels: Kernels,
+        weights: DeltaNetWeights,
+        layer: int,
+        projection: LinearArguments,
+        output: LinearArguments,
+    ) -> None:
+        super().__init__(kernels, weights, layer)
+        self._matrices = (*projection.tables, *output.tables[:2])
+        self._norm_weights = _addresses(weights.norms.before, weights.norms.after)
+        self._vectors = _addresses(weights.conv, weights.rate, weights.bias, weights.norm)
+        heads = (weights.n_k_heads, weights.n_v_heads, weights.k_dim, weights.v_dim)
+        self._shape = (*heads, weights.conv.shape[1])
+        self._max_rows = min(projection.max_rows, output.max_rows)
+
+    def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
+        n, hidden = delta.shape
+        if n > self._max_rows:
+            super().__call__(delta, residual, forward)
+            return
+        layers.delta_net(
+            *self._matrices,
+            self._norm_weights,
+            self._vectors,
+            (self._norms.eps, self._weights.eps),
+            (n, hidden, *self._shape),
+            state_table(forward.states, self._layer, forward.ubatch, 0),
+            state_table(forward.states, self._layer, forward.ubatch, 1),
+            tuple(tensor.data_ptr() for tensor in (delta, residual, *forward.views(self.buffer_widths, n))),
+        )

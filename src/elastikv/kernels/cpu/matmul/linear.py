@@ -1,0 +1,138 @@
+"""``x @ weight.T``: few rows by a kernel that reads the weights once, many rows by GEMM with dequantised tiles."""
+
+from __future__ import annotations
+
+import torch
+
+from elastikv.kernels.cpu.formats import WEIGHTS
+from elastikv.kernels.cpu.formats.layout import Layout
+from elastikv.kernels.cpu.formats.plain import BF16, F16, F32
+from elastikv.kernels.cpu.formats.weights import BlockLayout
+from elastikv.kernels.cpu.matmul.arguments import Matrix
+from elastikv.kernels.cpu.matmul.dequantise import dequantise
+from elastikv.kernels.cpu.matmul.skinny import Product, multiply_rows, product_of
+from elastikv.kernels.cpu.simd import features
+from elastikv.kernels.weights import PackedTensor, Weight
+
+_DENSE: dict[torch.dtype, Layout] = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
+
+TILE_VALUES = 1 << 20
+"""Weights dequantised at once, and results held at once before they become float32."""
+
+INPUT_VALUES = 1 << 21
+"""Values of x converted at once."""
+
+SCRATCH_BYTES = 4 * TILE_VALUES + 2 * INPUT_VALUES
+"""Most that one product holds: a tile, and either nothing else (float32) or results and inputs in bf16."""
+
+_ROW_MULTIPLE = 32
+"""oneDNN compiles bf16 products anew for every number of rows, and keeps up to a gigabyte of code: rows are padded."""
+
+
+def has_fast_bf16() -> bool:
+    """Whether bf16 products are the fastest here."""
+    return features.has_bf16()
+
+
+def has_fast_int8() -> bool:
+    """Whether products of 8-bit values are the fastest here."""
+    return features.has_vnni()
+
+
+class LinearKernel:
+    """Multiplies with dense and packed weights, each the fastest way that this processor has.
+
+    ============ ======================== ========================= ==============================
+    weights      one row of x             a few rows                many rows
+    ============ ======================== ========================= ==============================
+    f32, f16     float32                  float32                   float32, f16 in float32 tiles
+    bf16         float32                  bf16 (error 0.2 %)        bf16 (0.3 %)
+    q8_0         float32                  bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
+    q4_0         8-bit x (0.5 %)          bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
+    k-quants     8-bit x (0.5 %)          8-bit x (0.5 %)           bf16, unpacked in tiles (0.3 %)
+    ============ ======================== ========================= ==============================
+
+    Errors are the relative rms error of the output, beside what the weights lost when they were packed (q8_0 0.5 %,
+    q4_0 8 %). Without AVX-512's bf16 and 8-bit instructions, all of it is float32.
+    """
+
+    def __init__(self) -> None:
+        self._bf16 = has_fast_bf16()
+        self._int8 = has_fast_int8()
+        self._tile = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+        n, n_in = x.shape  # len() of a tensor costs as much as a small kernel
+        product = self.product(weight)
+        if n <= product.max_rows:
+            rows = (x.data_ptr(), x.stride(0) * 4, n, out.data_ptr(), out.stride(0) * 4)
+            multiply_rows(product, matrix_of(weight, bias), rows)
+            return out
+        step = max(INPUT_VALUES // n_in // _ROW_MULTIPLE, 1) * _ROW_MULTIPLE
+        bf16 = self._in_bf16(weight)
+        for start in range(0, n, step):
+            piece = slice(start, start + step)
+            self._multiply_tiles(_padded_bf16(x[piece]) if bf16 else x[piece], weight, out[piece])
+        return out if bias is None else out.add_(bias)
+
+    def product(self, weight: Weight) -> Product:
+        """How a few rows are multiplied with this weight."""
+        (_, n_in), layout = weight.shape, _layout(weight)
+        int8_rows = layout.int8_rows if isinstance(layout, BlockLayout) and self._int8 and n_in % 64 == 0 else 0
+        if int8_rows > 1:
+            return product_of(layout, "int8", "int8")
+        several = "bf16" if self._in_bf16(weight) and n_in % 32 == 0 else "f32"
+        return product_of(layout, "int8" if int8_rows else "f32", several)
+
+    def _in_bf16(self, weight: Weight) -> bool:
+        """Whether products of several rows are in bf16."""
+        return self._bf16 and (isinstance(weight, PackedTensor) or weight.dtype == torch.bfloat16)
+
+    def _multiply_tiles(self, x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
+        """x may have more rows than ``out``."""
+        n_out, n_in = weight.shape
+        step = max(TILE_VALUES // max(n_in, len(x)), 1)
+        for start in range(0, n_out, step):
+            rows = slice(start, min(start + step, n_out))
+            tile = self._dequantised(weight, rows, x.dtype)
+            if x.dtype == torch.float32:
+                torch.mm(x, tile.t(), out=out[:, rows])
+            else:
+                out[:, rows] = torch.mm(x, tile.t())[: len(out)]
+
+    def _dequantised(self, weight: Weight, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Rows of the weight in ``dtype``: its own where it is that, else a tile that the next call reuses."""
+        if isinstance(weight, torch.Tensor) and weight.dtype == dtype:
+            return weight[rows]
+        data, layout, n_in = _data(weight), _layout(weight), weight.shape[1]
+        n_bytes = (rows.stop - rows.start) * n_in * dtype.itemsize
+        if self._tile.nbytes < n_bytes:
+            self._tile = torch.empty(n_bytes, dtype=torch.uint8)
+        tile = self._tile[:n_bytes].view(dtype).view(-1, n_in)
+        target = F32 if dtype == torch.float32 else BF16
+        address = data.data_ptr() + rows.start * data.stride(0) * data.element_size()
+        dequantise(layout, target, address, data.stride(0) * data.element_size(), len(tile), n_in, tile.data_ptr())
+        return tile
+
+
+def _padded_bf16(x: torch.Tensor) -> torch.Tensor:
+    """x in bf16, with rows of zeros up to the next multiple."""
+    n = len(x)
+    padded = torch.empty((-(-n // _ROW_MULTIPLE) * _ROW_MULTIPLE, x.shape[1]), dtype=torch.bfloat16)
+    padded[:n] = x
+    padded[n:] = 0
+    return padded
+
+
+def matrix_of(weight: Weight, bias: torch.Tensor | None) -> Matrix:
+    """A weight as the kernels take it."""
+    data, (n_out, n_in) = _data(weight), weight.shape
+    return data.data_ptr(), data.stride(0) * data.element_size(), n_out, n_in, 0 if bias is None else bias.data_ptr()
+
+
+def _data(weight: Weight) -> torch.Tensor:
+    return weight.data if isinstance(weight, PackedTensor) else weight
+
+
+def _layout(weight: Weight) -> Layout:
+    return WEIGHTS[weight.type] if isinstance(weight, PackedTensor) else _DENSE[weight.dtype]

@@ -1,0 +1,74 @@
+"""``x @ weight.T`` for a few rows of x (skinny GEMM): one entry to the kernels that read each weight once.
+
+Which of them multiplies depends on the weight's layout, on what x is rounded to, and on whether there is one row or
+more. The first two make a ``Product``, a tag that kernels are compiled for (as layouts are).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+from numba import types
+from numba.extending import overload
+
+from elastikv.kernels.cpu.formats.layout import Layout, layout_of, tag_type
+from elastikv.kernels.cpu.jit import fused
+from elastikv.kernels.cpu.matmul import skinny_bf16, skinny_f32, skinny_int8
+from elastikv.kernels.cpu.matmul.arguments import Activations, Matrix
+
+XType = Literal["f32", "bf16", "int8"]
+"""What x is rounded to before it is multiplied."""
+
+_KERNELS: dict[XType, Any] = {"f32": skinny_f32.multiply, "bf16": skinny_bf16.multiply, "int8": skinny_int8.multiply}
+
+
+@tag_type
+class ProductType(types.Type):
+    """numba's type of a product tag."""
+
+    def __init__(self, weight: Layout, one: XType, several: XType) -> None:
+        self.weight = weight.label
+        self.one = one
+        self.several = several
+        super().__init__(name=f"product({weight.label}, {one}, {several})")
+
+
+class Product:
+    """A weight's layout, and what x is rounded to: where there is one row of it, and where there are several."""
+
+    def __init__(self, weight: Layout, one: XType, several: XType) -> None:
+        self.max_rows = 8 if several == "f32" else 16
+        """Rows of x up to which reading the weight once beats products of whole matrices."""
+        self._numba_type_ = ProductType(weight, one, several)
+
+
+@functools.cache
+def product_of(weight: Layout, one: XType, several: XType) -> Product:
+    """The one tag for these. bf16 needs ``n_in % 32 == 0``, int8 ``n_in % 64 == 0``."""
+    return Product(weight, one, several)
+
+
+def multiply(product: Any, matrix: Matrix, activations: Activations) -> None:
+    """``out = x @ weight.T + bias`` for a few rows of x, float32. For compiled callers."""
+    raise NotImplementedError
+
+
+@overload(multiply)
+def _choose(product: Any, matrix: Any, activations: Any) -> Any:
+    layout = layout_of(product.weight)
+    multiply_one, multiply_several = _KERNELS[product.one], _KERNELS[product.several]
+
+    def apply(product: Any, matrix: Any, activations: Any) -> Any:
+        if activations[2] == 1:
+            multiply_one(layout, matrix, activations)
+        else:
+            multiply_several(layout, matrix, activations)
+
+    return apply
+
+
+@fused
+def multiply_rows(product: Any, matrix: Matrix, activations: Activations) -> None:
+    """``out = x @ weight.T + bias`` for a few rows of x, float32. For Python."""
+    multiply(product, matrix, activations)

@@ -1,0 +1,152 @@
+"""Skinny GEMM with packed weights and x quantised to 8 bits, in blocks of 32 values.
+
+Reading 4-bit weights is faster than widening them to float32; products of integers keep up with the
+reading. Quantising x adds about 0.5 % relative rms error, beside the 8 % that q4_0 weights have.
+
+x goes in pairs of blocks (64 values), as ``BlockLayout.dot_int8`` takes them. Weights are stored without sign, ``w +
+bias``; because a sum of ``(w + bias) x`` is too large by ``bias * sum(x)``, sums start at minus that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from elastikv.kernels.cpu.jit import inlined, kernel
+from elastikv.kernels.cpu.matmul.arguments import ROWS_PER_JOB, WEIGHTS_PREFETCH, Activations, Matrix
+from elastikv.kernels.cpu.simd.math import absolute, max_lanes, maximum, round_even, splat, store_sums, sum_lanes
+from elastikv.kernels.cpu.simd.memory import load_f32, load_float, prefetch_once, store_float, store_i8
+from elastikv.kernels.cpu.simd.rows import four_rows
+
+_ZERO = np.float32(0)
+_PAIR = 64
+"""Values of two blocks."""
+
+
+@inlined
+def _quantise_pair(x: int, bias_quarter: int, run: int, out: int, start: np.ndarray, scales: np.ndarray) -> None:
+    """64 values to int8 in the order that the weights' pair has, with the sums to start from and the scales by lane.
+
+    Sixteen values fall into four lanes, which start at ``-bias_quarter`` times their sum.
+    """
+    for block in range(2):
+        low, high = load_f32(x + block * 128), load_f32(x + block * 128 + 64)
+        top = max_lanes(maximum(absolute(low), absolute(high)))
+        inverse = splat(np.float32(127) / top if top > 0 else _ZERO)
+        low, high = round_even(low * inverse), round_even(high * inverse)
+        low_start = -bias_quarter * np.int32(sum_lanes(low))
+        high_start = -bias_quarter * np.int32(sum_lanes(high))
+        low_lane = block * run
+        high_lane = low_lane + (4 if run == 8 else 8)
+        store_i8(out + low_lane * 4, low)
+        store_i8(out + high_lane * 4, high)
+        for index in range(4):
+            start[low_lane + index] = low_start
+            start[high_lane + index] = high_start
+            scales[low_lane + index] = scales[high_lane + index] = top / np.float32(127)
+
+
+@inlined
+def _dot_1(layout: Any, row: int, n_groups: int, quantised: Any) -> float:
+    """One weight row times one quantised row of x; two sums at once, for the latency."""
+    n_pairs, _, _ = layout.int8_group
+    group_bytes = layout.row_bytes(n_pairs * _PAIR)
+    x, start, scales = quantised
+    a = b = splat(_ZERO)
+    for group in range(0, n_groups - 1, 2):
+        blocks, offset = row + group * group_bytes, group * n_pairs * _PAIR
+        for line in range(0, 2 * group_bytes, 64):
+            prefetch_once(blocks + WEIGHTS_PREFETCH + line)
+        a = layout.dot_int8(blocks, x + offset, start + offset, scales + offset, a)
+        offset += n_pairs * _PAIR
+        b = layout.dot_int8(blocks + group_bytes, x + offset, start + offset, scales + offset, b)
+    if n_groups % 2:
+        blocks, offset = row + (n_groups - 1) * group_bytes, (n_groups - 1) * n_pairs * _PAIR
+        a = layout.dot_int8(blocks, x + offset, start + offset, scales + offset, a)
+    return sum_lanes(a + b)
+
+
+@inlined
+def _dot_4(layout: Any, row: int, n_groups: int, quantised: Any, offsets: Any, out: int) -> None:
+    """One weight row times four quantised rows of x, which share its unpacking; writes four consecutive float32."""
+    n_pairs, _, _ = layout.int8_group
+    group_bytes = layout.row_bytes(n_pairs * _PAIR)
+    a = b = c = d = splat(_ZERO)
+    for group in range(n_groups):
+        blocks, offset = row + group * group_bytes, group * n_pairs * _PAIR
+        for line in range(0, group_bytes, 64):
+            prefetch_once(blocks + WEIGHTS_PREFETCH + line)
+        x, start, scales = _offset(quantised, offset + offsets[0])
+        a = layout.dot_int8(blocks, x, start, scales, a)
+        x, start, scales = _offset(quantised, offset + offsets[1])
+        b = layout.dot_int8(blocks, x, start, scales, b)
+        x, start, scales = _offset(quantised, offset + offsets[2])
+        c = layout.dot_int8(blocks, x, start, scales, c)
+        x, start, scales = _offset(quantised, offset + offsets[3])
+        d = layout.dot_int8(blocks, x, start, scales, d)
+    store_sums(out, a, b, c, d)
+
+
+@inlined
+def _offset(addresses: Any, offset: int) -> tuple[int, int, int]:
+    """Addresses in all three arrays, ``offset`` bytes further: a pair takes 64 in each."""
+    return (addresses[0] + offset, addresses[1] + offset, addresses[2] + offset)
+
+
+@inlined
+def _multiply_one(layout: Any, matrix: Matrix, out: int, quantised: Any, begin: int, end: int) -> None:
+    """Weight rows ``begin..end`` times a single row of x."""
+    weight, weight_stride, _, n_in, bias = matrix
+    n_groups = n_in // (layout.int8_group[0] * _PAIR)
+    for index in range(begin, end):
+        add = load_float(bias + index * 4) if bias != 0 else _ZERO
+        store_float(out + index * 4, _dot_1(layout, weight + index * weight_stride, n_groups, quantised) + add)
+
+
+@inlined
+def _multiply_several(
+    layout: Any, matrix: Matrix, activations: Activations, quantised: Any, begin: int, end: int
+) -> None:
+    """Weight rows ``begin..end`` times each row of x."""
+    weight, weight_stride, _, n_in, bias = matrix
+    _, _, n, out, out_stride = activations
+    n_groups = n_in // (layout.int8_group[0] * _PAIR)
+    sums = np.empty(4, dtype=np.float32)
+    for index in range(begin, end):
+        row = weight + index * weight_stride
+        add = load_float(bias + index * 4) if bias != 0 else _ZERO
+        for first in range(0, n, 4):
+            offsets = four_rows(0, n_in, first, n - 1)
+            _dot_4(layout, row, n_groups, quantised, offsets, sums.ctypes.data)
+            for member in range(min(n - first, 4)):
+                store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
+
+
+@kernel
+def multiply(layout: Any, matrix: Matrix, activations: Activations) -> None:
+    """``out = x @ weight.T + bias`` for a few rows of x, float32; n_in is a multiple of 64."""
+    n_out, n_in = matrix[2], matrix[3]
+    x, x_stride, n, out, _ = activations
+    _, bias_quarter, run = layout.int8_group
+    x_bytes = np.empty((n, n_in), dtype=np.int8)
+    start = np.empty((n, n_in // _PAIR, 16), dtype=np.int32)
+    scales = np.empty((n, n_in // _PAIR, 16), dtype=np.float32)
+    for row in range(n):
+        for pair in range(n_in // _PAIR):
+            source, place = x + row * x_stride + pair * _PAIR * 4, x_bytes.ctypes.data + row * n_in + pair * _PAIR
+            _quantise_pair(source, bias_quarter, run, place, start[row, pair], scales[row, pair])
+    n_jobs = (n_out + ROWS_PER_JOB - 1) // ROWS_PER_JOB
+    # Addresses are taken inside the loops: an array is freed once nothing but its address is used.
+    if n == 1:
+        for job in prange(n_jobs):
+            begin = job * ROWS_PER_JOB
+            end = min(begin + ROWS_PER_JOB, n_out)
+            _multiply_one(layout, matrix, out, (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data), begin, end)
+    else:
+        for job in prange(n_jobs):
+            begin = job * ROWS_PER_JOB
+            end = min(begin + ROWS_PER_JOB, n_out)
+            quantised = (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data)
+            _multiply_several(layout, matrix, activations, quantised, begin, end)

@@ -1,0 +1,232 @@
+"""Between memory and registers: loads that widen, stores that narrow, prefetching. Addresses need no alignment.
+
+``load_*_part`` and ``store_*_part`` touch nothing behind the first ``count`` lanes; loads leave zeros there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from elastikv.kernels.cpu.simd.vector import (
+    F16,
+    F32,
+    I8,
+    I16,
+    I32,
+    LANES,
+    F32x16,
+    I32x16,
+    call_intrinsic,
+    first_lanes,
+    operation,
+    pointer,
+    splat_value,
+    vector_type,
+)
+
+# --- vectors
+
+
+def _widen_f32(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    return raw
+
+
+def _widen_f16(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    return builder.fpext(raw, F32x16)
+
+
+def _widen_bf16(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    high_half = builder.shl(builder.zext(raw, I32x16), ir.Constant(I32x16, [16] * LANES))
+    return builder.bitcast(high_half, F32x16)
+
+
+def _widen_i8(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    return builder.sitofp(builder.sext(raw, I32x16), F32x16)
+
+
+def _loader(element: ir.Type, suffix: str, widen: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> tuple[Any, Any]:
+    """``load(address)`` and ``load_part(address, count)`` for one element type."""
+    raw_type = ir.VectorType(element, LANES)
+
+    @operation(vector_type, types.intp)
+    def load(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+        return widen(builder, builder.load(pointer(builder, address), align=1, typ=raw_type))
+
+    @operation(vector_type, types.intp, types.intp)
+    def load_part(builder: ir.IRBuilder, address: ir.Value, count: ir.Value) -> ir.Value:
+        mask = first_lanes(builder, count)
+        name = f"llvm.masked.load.v{LANES}{suffix}.p0"
+        zero = ir.Constant(raw_type, None)
+        raw = call_intrinsic(builder, name, raw_type, [pointer(builder, address), I32(1), mask, zero])
+        return widen(builder, raw)
+
+    return load, load_part
+
+
+def _widen_low_nibbles(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    return _centred(builder, builder.and_(raw, ir.Constant(raw.type, [15] * LANES)))
+
+
+def _widen_high_nibbles(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
+    return _centred(builder, builder.lshr(raw, ir.Constant(raw.type, [4] * LANES)))
+
+
+def _centred(builder: ir.IRBuilder, nibbles: ir.Value) -> ir.Value:
+    """0..15 as -8..7."""
+    return _widen_i8(builder, builder.sub(nibbles, ir.Constant(nibbles.type, [8] * LANES)))
+
+
+load_f32, load_f32_part = _loader(F32, "f32", _widen_f32)
+load_f16, load_f16_part = _loader(F16, "f16", _widen_f16)
+load_bf16, load_bf16_part = _loader(I16, "i16", _widen_bf16)
+load_i8, load_i8_part = _loader(I8, "i8", _widen_i8)
+load_low_nibbles, _ = _loader(I8, "i8", _widen_low_nibbles)
+load_high_nibbles, _ = _loader(I8, "i8", _widen_high_nibbles)
+
+
+def _narrow_f32(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    return value
+
+
+def _narrow_f16(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    return builder.fptrunc(value, ir.VectorType(F16, LANES))
+
+
+def _narrow_bf16(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """Round to nearest, ties to even, on the bits; a NaN must not be rounded up to infinity."""
+    bits = builder.bitcast(value, I32x16)
+    sixteen, one = ir.Constant(I32x16, [16] * LANES), ir.Constant(I32x16, [1] * LANES)
+    odd = builder.and_(builder.lshr(bits, sixteen), one)
+    rounded = builder.add(bits, builder.add(odd, ir.Constant(I32x16, [0x7FFF] * LANES)))
+    quiet = builder.or_(bits, ir.Constant(I32x16, [0x400000] * LANES))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    chosen = builder.lshr(builder.select(is_nan, quiet, rounded), sixteen)
+    return builder.trunc(chosen, ir.VectorType(I16, LANES))
+
+
+def _narrow_integer(bits: int) -> Callable[[ir.IRBuilder, ir.Value], ir.Value]:
+    """Values are integers of so many bits already."""
+
+    def narrow(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+        return builder.trunc(builder.fptosi(value, I32x16), ir.VectorType(ir.IntType(bits), LANES))
+
+    return narrow
+
+
+def _storer(suffix: str, narrow: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> tuple[Any, Any]:
+    """``store(address, value)`` and ``store_part(address, value, count)`` for one element type."""
+
+    @operation(types.void, types.intp, vector_type)
+    def store(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+        builder.store(narrow(builder, value), pointer(builder, address), align=1)
+
+    @operation(types.void, types.intp, vector_type, types.intp)
+    def store_part(builder: ir.IRBuilder, address: ir.Value, value: ir.Value, count: ir.Value) -> None:
+        narrowed, mask = narrow(builder, value), first_lanes(builder, count)
+        arguments = [narrowed, pointer(builder, address), I32(1), mask]
+        call_intrinsic(builder, f"llvm.masked.store.v{LANES}{suffix}.p0", ir.VoidType(), arguments)
+
+    return store, store_part
+
+
+store_f32, store_f32_part = _storer("f32", _narrow_f32)
+store_f16, store_f16_part = _storer("f16", _narrow_f16)
+store_bf16, store_bf16_part = _storer("i16", _narrow_bf16)
+store_i8, store_i8_part = _storer("i8", _narrow_integer(8))
+store_i16, _ = _storer("i16", _narrow_integer(16))
+
+
+def _lane_pointers(builder: ir.IRBuilder, address: ir.Value, stride: ir.Value) -> ir.Value:
+    lanes = ir.Constant(ir.VectorType(stride.type, LANES), list(range(LANES)))
+    addresses = builder.add(splat_value(builder, address), builder.mul(lanes, splat_value(builder, stride)))
+    return builder.inttoptr(addresses, ir.VectorType(ir.PointerType(), LANES))
+
+
+@operation(vector_type, types.intp, types.intp, types.intp)
+def load_f32_strided(builder: ir.IRBuilder, address: ir.Value, stride: ir.Value, count: ir.Value) -> ir.Value:
+    """``load_f32_strided(address, stride, count)``: ``count`` float32, ``stride`` bytes apart."""
+    pointers, mask = _lane_pointers(builder, address, stride), first_lanes(builder, count)
+    arguments = [pointers, I32(4), mask, ir.Constant(F32x16, None)]
+    return call_intrinsic(builder, f"llvm.masked.gather.v{LANES}f32.v{LANES}p0", F32x16, arguments)
+
+
+@operation(types.void, types.intp, vector_type, types.intp, types.intp)
+def store_f32_strided(
+    builder: ir.IRBuilder, address: ir.Value, value: ir.Value, stride: ir.Value, count: ir.Value
+) -> None:
+    """``store_f32_strided(address, value, stride, count)``: the first ``count`` lanes, ``stride`` bytes apart."""
+    pointers, mask = _lane_pointers(builder, address, stride), first_lanes(builder, count)
+    name = f"llvm.masked.scatter.v{LANES}f32.v{LANES}p0"
+    call_intrinsic(builder, name, ir.VoidType(), [value, pointers, I32(4), mask])
+
+
+# --- prefetching
+
+
+def _prefetcher(locality: int) -> Any:
+    @operation(types.void, types.intp)
+    def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+        arguments = [pointer(builder, address), I32(0), I32(locality), I32(1)]  # to read; data
+        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+
+    return prefetch
+
+
+prefetch_l2 = _prefetcher(2)
+"""``prefetch_l2(address)``: fetch the cache line at an address, which need not be valid, but only to the second cache.
+
+To the first, few lines can be on their way at a time, and loads wait behind them.
+"""
+
+prefetch_once = _prefetcher(0)
+"""``prefetch_once(address)``: fetch a line that is read once, past the outer caches, where it displaces nothing."""
+
+
+# --- single values
+
+
+@operation(types.float32, types.intp)
+def load_half(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """``load_half(address)``: one float16 as float32."""
+    return builder.fpext(builder.load(pointer(builder, address), align=1, typ=F16), F32)
+
+
+@operation(types.void, types.intp, types.float32)
+def store_half(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+    """``store_half(address, value)``: one float32 as float16, rounded to nearest even."""
+    builder.store(builder.fptrunc(value, F16), pointer(builder, address), align=1)
+
+
+@operation(types.void, types.intp, types.intp)
+def copy_half(builder: ir.IRBuilder, source: ir.Value, target: ir.Value) -> None:
+    """``copy_half(source, target)``: one float16 from an address to another."""
+    bits = builder.load(pointer(builder, source), align=1, typ=I16)
+    builder.store(bits, pointer(builder, target), align=1)
+
+
+@operation(types.float32, types.intp)
+def load_float(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """``load_float(address)``: one float32."""
+    return builder.load(pointer(builder, address), align=1, typ=F32)
+
+
+@operation(types.void, types.intp, types.float32)
+def store_float(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+    """``store_float(address, value)``: one float32."""
+    builder.store(value, pointer(builder, address), align=1)
+
+
+@operation(types.intp, types.intp)
+def load_byte(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """``load_byte(address)``: one uint8 as an integer."""
+    return builder.zext(builder.load(pointer(builder, address), align=1, typ=I8), address.type)
+
+
+@operation(types.intp, types.intp)
+def load_signed_byte(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    """``load_signed_byte(address)``: one int8 as an integer."""
+    return builder.sext(builder.load(pointer(builder, address), align=1, typ=I8), address.type)

@@ -1,0 +1,149 @@
+"""How a Hugging Face checkpoint lies in a GGUF: where each tensor is, what was changed on the way, and that undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+from elastikv.errors import CorruptFile
+from elastikv.kernels import quants
+from elastikv.kernels.weights import PackedTensor
+from elastikv.weights.gguf.file import FALLBACK, GGUFFile
+from elastikv.weights.gguf.header import StoredTensor
+from elastikv.weights.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ValueMap:
+    """An elementwise change of values, and its inverse. Both take and give f32."""
+
+    store: Callable[[torch.Tensor], torch.Tensor]
+    restore: Callable[[torch.Tensor], torch.Tensor]
+
+
+PLUS_ONE = ValueMap(lambda x: x + 1, lambda x: x - 1)
+NEGATIVE_EXP = ValueMap(lambda x: -torch.exp(x), lambda x: torch.log(-x))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """What a converter does to a tensor.
+
+    row_order, column_order: int64; index i of the stored tensor is index ``order[i]`` of the original.
+    squeezed: dimension 1, of size 1, was dropped.
+    """
+
+    row_order: torch.Tensor | None = None
+    column_order: torch.Tensor | None = None
+    values: ValueMap | None = None
+    squeezed: bool = False
+
+    def undo(self, stored: torch.Tensor) -> torch.Tensor:
+        """From what the GGUF holds to the original; floats stay in their dtype unless values changed."""
+        if self.values is not None:
+            stored = self.values.restore(stored.float())
+        if self.row_order is not None:
+            stored = stored[torch.argsort(self.row_order)]
+        if self.column_order is not None:
+            stored = stored[:, torch.argsort(self.column_order)]
+        return stored.unsqueeze(1) if self.squeezed else stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a Hugging Face tensor lies in a GGUF, and how it was changed on the way."""
+
+    gguf_name: str
+    change: Change
+
+
+def gguf_names(architecture: str, n_layers: int, names: Iterable[str], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Names in a GGUF of those of ``names`` that it knows.
+
+    aliases: endings of names that the gguf package knows by another one.
+    """
+    (key,) = (key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    known, found = get_tensor_name_map(key, n_layers), {}
+    for name in names:
+        alias = next((name.removesuffix(old) + new for old, new in aliases.items() if name.endswith(old)), name)
+        gguf_name = known.get_name(alias, try_suffixes=(".weight", ".bias"))
+        if gguf_name is not None:
+            found[name] = gguf_name
+    return found
+
+
+class PlacedTensors:
+    """A ``TensorSource`` over a GGUF: tensors named, shaped and valued as in the checkpoint they came from.
+
+    Raises UnsupportedModel for tensor types that nothing here reads.
+    """
+
+    def __init__(self, file: GGUFFile, places: Mapping[str, Place]) -> None:
+        self.name = file.header.name
+        self._file = file
+        self._places = {name: place for name, place in places.items() if place.gguf_name in file.header.tensors}
+        file.refuse_unknown_types(place.gguf_name for place in self._places.values())
+
+    def names(self) -> Iterable[str]:
+        return self._places.keys()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def nbytes(self, name: str) -> int:
+        return self._find(name)[1].nbytes
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor, dense, in the file's dtype; f32 where the file packs it."""
+        change, tensor = self._find(name)
+        return change.undo(self._file.read(tensor)).contiguous()
+
+    def get_packed(self, name: str) -> PackedTensor | None:
+        """The tensor's blocks, or None where it is stored dense.
+
+        Formats other than those that ``PackedTensor`` names are repacked as q8_0, a few rows at a time, and so are
+        columns whose order cuts through blocks.
+        """
+        change, tensor = self._find(name)
+        packed = self._file.read_packed(tensor)
+        if packed is None:
+            return None
+        kind, data = packed.type, packed.data
+        if change.row_order is not None:
+            data = data[torch.argsort(change.row_order)]
+        if change.column_order is not None:
+            kind, data = _reorder_columns(data, kind, torch.argsort(change.column_order))
+        return PackedTensor(kind, packed.shape, data)
+
+    def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
+        return self._file.tokenizer(eos_token_ids)
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
+
+    def _find(self, name: str) -> tuple[Change, StoredTensor]:
+        if name not in self._places:
+            raise CorruptFile(f"{self._file.path}: the file lacks {name}")
+        place = self._places[name]
+        return place.change, self._file.header.tensors[place.gguf_name]
+
+
+def _reorder_columns(data: torch.Tensor, kind: str, order: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """Columns in another order: whole blocks where the order allows it, else through values."""
+    n_values, n_bytes = quants.block_sizes(kind)
+    groups = order.reshape(-1, n_values) if len(order) % n_values == 0 else order[None]
+    first = groups[:, :1]
+    if (
+        groups.shape[1] == n_values
+        and torch.equal(groups, first + torch.arange(n_values))
+        and not (first % n_values).any()
+    ):
+        blocks = data.reshape(data.shape[0], -1, n_bytes)[:, first[:, 0] // n_values]
+        return kind, blocks.reshape(data.shape)
+    packed = torch.empty((data.shape[0], quants.row_bytes(FALLBACK, len(order))), dtype=torch.uint8)
+    for rows in quants.row_tiles(data.shape[0], len(order)):
+        packed[rows] = quants.pack(quants.unpack(data[rows], kind)[:, order], FALLBACK)
+    return FALLBACK, packed

@@ -1,0 +1,67 @@
+"""What the tests of the cpu kernels share: ubatches over real memory, and poison."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+
+from elastikv.batch import Span, UBatch
+from elastikv.kernels.cpu import CpuKernels
+from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
+from elastikv.memory.base import CellType
+
+
+@functools.cache
+def cpu() -> CpuKernels:
+    return CpuKernels()
+
+
+def poisoned(*shape: int) -> torch.Tensor:
+    """An output that shows every value that was not written."""
+    return torch.full(shape, torch.nan)
+
+
+def ubatch_of(lengths: dict[int, tuple[int, int]]) -> UBatch:
+    """One span per sequence: ``{seq_id: (tokens held before, tokens in the span)}``."""
+    spans, positions, start = [], [], 0
+    for seq_id, (before, n_new) in lengths.items():
+        spans.append(Span(seq_id, start, start + n_new, before))
+        positions.append(np.arange(before, before + n_new, dtype=np.int64))
+        start += n_new
+    token_ids = np.zeros(start, dtype=np.int64)
+    return UBatch(token_ids, np.concatenate(positions), tuple(spans), np.arange(0, dtype=np.int64))
+
+
+def filled_cache(
+    layer: KVLayer, lengths: dict[int, int], k_type: CellType = "f16", v_type: CellType | None = None
+) -> KVCache:
+    """A cache of one layer whose streams hold random cells; every cell behind them is NaN."""
+    options = MemoryOptions(n_ctx=1 << 14, k_type=k_type, v_type=v_type or k_type, storage="copy")
+    cache = KVCache([layer], options, Budget.parse("none"))
+    for seq_id, n_cells in lengths.items():
+        cache.resize(n_cells + 5, seq_id)
+        cells = cache.cells(0, seq_id)
+        for part in (cells.k, cells.v):
+            part.store(slice(0, n_cells), torch.randn(n_cells, part.n_heads, part.dim))
+            for plane in part.planes:
+                plane[n_cells:] = torch.nan if plane.is_floating_point() else 127
+    return cache
+
+
+def exact_attention(q: torch.Tensor, cache: KVCache, ubatch: UBatch, scale: float) -> torch.Tensor:
+    """The definition, in float64: one query, one head at a time over the cells it sees."""
+    window = cache.layers[0].window
+    n_heads, out = q.shape[1], []
+    for span in ubatch.spans:
+        cells = cache.cells(0, span.seq_id)
+        keys, values = (part.load(slice(0, span.end)).double() for part in (cells.k, cells.v))
+        n_group = n_heads // keys.shape[1]
+        for token in range(span.n_tokens):
+            end = span.pos + token + 1
+            seen = slice(max(end - window, 0) if window else 0, end)
+            query = q[span.start + token].double().unflatten(0, (-1, n_group))
+            weights = torch.einsum("hgd,chd->hgc", query, keys[seen]).mul(scale).softmax(-1)
+            out.append(torch.einsum("hgc,chd->hgd", weights, values[seen]).flatten(0, 1))
+    return torch.stack(out)

@@ -1,0 +1,3 @@
+from tools.gguf_export import main
+
+main()
