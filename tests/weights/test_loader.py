@@ -70,6 +70,7 @@ def formats(linear: LinearWeights) -> list[str]:
 
 
 def test_neighbours_of_one_format_become_one_matrix() -> None:
+    torch.manual_seed(0)
     a, b, c = torch.randn(4, 32), torch.randn(6, 32), torch.randn(2, 32)
     biases = {f"{name}.bias": torch.randn(n) for name, n in (("a", 4), ("b", 6), ("c", 2))}
     loader = loader_of({"a.weight": packed(a, "q8_0"), "b.weight": packed(b, "q8_0"), "c.weight": c, **biases})
