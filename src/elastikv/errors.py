@@ -4,6 +4,7 @@ ElastikvError
 ├── CacheFull            memory was asked for and refused; nothing changed
 ├── GenerationCut        a generation ended early; carries what was generated
 ├── QueueFull            the scheduler takes no more waiting requests
+├── EngineClosed         an LLM was used after close(), or in a process forked from its own
 ├── InvalidRequest       an argument is wrong (also a ValueError)
 │   └── PromptTooLong    the prompt does not fit into n_ctx
 └── ModelError           a model cannot be loaded
@@ -18,7 +19,20 @@ from typing import Any, Literal
 
 
 class ElastikvError(Exception):
-    """Base of all errors raised on purpose. ``str(error)`` is one line for the user."""
+    """Base of all errors raised on purpose. ``str(error)`` is one line for the user.
+
+    Picklable with all their attributes, for process pools.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default the constructor would be called with the message alone.
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(kind: type[ElastikvError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ElastikvError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 Resource = Literal["n_ctx", "kv-budget", "machine"]
@@ -59,13 +73,6 @@ class CacheFull(ElastikvError):
             return "an unknown amount"
         return f"{amount} cells" if self.unit == "cells" else format_bytes(amount)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_cache_full, (self.resource, self.asked, self.left, self.limit))
-
-
-def _rebuild_cache_full(resource: Resource, asked: int, left: int, limit: int | None) -> CacheFull:
-    return CacheFull(resource, asked=asked, left=left, limit=limit)
-
 
 class GenerationCut(ElastikvError):
     """The budget ended a generation. ``output`` holds all that was generated; the sequence stays usable."""
@@ -83,6 +90,10 @@ class QueueFull(ElastikvError):
         self.n_waiting = n_waiting
         self.retry_after = retry_after
         super().__init__(f"{n_waiting} requests are waiting already; retry in {retry_after:.0f} s")
+
+
+class EngineClosed(ElastikvError):
+    """An LLM was used after ``close()``, or in a process that was forked from its own."""
 
 
 class InvalidRequest(ElastikvError, ValueError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, get_args
 
 import torch
@@ -28,11 +28,15 @@ CapacityChange = tuple[LayerCells, int, int]
 """``(cells, capacity, rows to keep)``"""
 
 
+Snapshot = tuple[dict[str, Any], dict[str, torch.Tensor]]
+"""Facts for a header, and tensors by name."""
+
+
 class Member(Protocol):
     """A layer of the cache that remembers something."""
 
     def copy_from(self, other: Any) -> None: ...
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]: ...
+    def snapshot(self) -> Snapshot: ...
     def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None: ...
     def reset(self) -> None: ...
 
@@ -130,6 +134,19 @@ class CacheMemory:
                 needs.append((owner, owner.cells, n_rows))
         if needs:
             self._grow(needs)
+
+    def snapshot(self) -> list[Snapshot]:
+        """What each member holds, as views."""
+        return [member.snapshot() for member in self.members]
+
+    def restore(self, snapshots: Iterable[Snapshot]) -> None:
+        """Into empty members. Whatever is raised, CacheFull for example: they are empty again."""
+        try:
+            for member, (facts, tensors) in zip(self.members, snapshots, strict=True):
+                member.restore(facts, tensors)
+        except BaseException:
+            self.reset()
+            raise
 
     def reset(self) -> None:
         for member in self.members:

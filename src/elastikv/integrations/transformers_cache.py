@@ -7,7 +7,7 @@ cache.stats(); cache.shrink_to_fit()
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.cache_utils import (
 from elastikv.errors import InvalidRequest
 from elastikv.integrations.cache_file import read_cache_file, write_cache_file
 from elastikv.integrations.cache_layers import ElasticLayer
-from elastikv.integrations.cache_memory import CacheMemory
+from elastikv.integrations.cache_memory import CacheMemory, Snapshot
 from elastikv.integrations.cache_states import ElasticHybridLayer, ElasticSlidingHybridLayer, ElasticStateLayer
 from elastikv.integrations.cache_window import ElasticSlidingLayer
 from elastikv.memory.base import MemoryStats
@@ -53,7 +53,7 @@ class ElasticCache(Cache):
     layers, ``"4GiB"``, ``"auto"``, ``"none"``, or a ``Budget`` that several caches share. storage: ``mmap`` (CPU,
     Linux), ``copy`` (any device) or ``auto``; each layer's memory is on the device that its keys come from.
 
-    A forward pass that is refused memory raises CacheFull and leaves the cache as it was before the pass.
+    It can be pickled, contents and all; the limit of the budget goes with it. A forward pass that is refused memory raises CacheFull and leaves the cache as it was before the pass.
     Gradients flow to the tokens of the pass itself, not to those held from earlier ones. Raises InvalidRequest.
     """
 
@@ -136,6 +136,23 @@ class ElasticCache(Cache):
         read_cache_file(Path(path), cache, torch.device(device))
         return cache
 
+    def __iter__(self) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
+        """Keys, values and window of each layer, as DynamicCache gives them; None for what a layer has not."""
+        for layer in self.layers:
+            window = getattr(layer, "sliding_window", None)
+            yield (
+                getattr(layer, "keys", None),
+                getattr(layer, "values", None),
+                None if window is None else torch.tensor(window),
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        contents = [
+            (facts, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+            for facts, tensors in self.memory.snapshot()
+        ]
+        return _unpickle, (self.config, self.n_ctx, self.budget, self._options, contents)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ElasticCache:
         """A cache with the same contents in memory of its own, under the same budget. Raises CacheFull."""
         twin = ElasticCache(self.config, self.n_ctx, budget=self.budget, **self._options)
@@ -147,6 +164,14 @@ class ElasticCache(Cache):
             twin.reset()
             raise
         return twin
+
+
+def _unpickle(
+    config: PreTrainedConfig, n_ctx: int, budget: Budget, options: dict[str, Any], contents: list[Snapshot]
+) -> ElasticCache:
+    cache = ElasticCache(config, n_ctx, budget=budget, **options)
+    cache.memory.restore(contents)
+    return cache
 
 
 def _default_n_ctx(config: PreTrainedConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.growth import parse_size
@@ -46,6 +46,10 @@ class Budget:
         self._machine = machine
         self._holders: dict[Account, list[weakref.ref[Holder]]] = {"kv": [], "compute": []}
         self.peak_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled, it is the same limit; who holds memory under it stays here."""
+        return {**self.__dict__, "_holders": {"kv": [], "compute": []}}
 
     @classmethod
     def parse(cls, text: str | int | None) -> Budget:
