@@ -168,10 +168,12 @@ class Scheduler:
         self._room.tend(self.options, self._clock())
 
     def clear(self) -> None:
-        """End all requests and forget all sessions in memory."""
+        """End all requests and forget all that is in memory."""
         self._abort_all()
-        for session in self._sessions.idle():
-            self._room.drop(session)
+        with self._operation():
+            for session in self._sessions.idle():
+                self._room.drop(session)
+            self._memory.clear()
 
     def close(self) -> None:
         """End all requests; idle sessions are parked if there is a place."""

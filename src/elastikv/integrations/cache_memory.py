@@ -15,6 +15,7 @@ from typing import Any, Protocol, get_args
 
 import torch
 
+from elastikv.arguments import MOST, whole_number
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.layer_cells import LayerCells
 from elastikv.memory.base import MemoryStats, SequenceStats
@@ -74,10 +75,8 @@ class CacheMemory:
     """Budget, growth, and the layers that stand on them. ``n_ctx`` counts tokens of a sequence."""
 
     def __init__(self, n_ctx: int, growth: str, initial: int, budget: Budget, storage: StorageKind) -> None:
-        if n_ctx < 1:
-            raise InvalidRequest(f"n_ctx must be at least 1, got {n_ctx}")
-        if initial < 1:
-            raise InvalidRequest(f"initial must be at least 1 cell, got {initial}")
+        whole_number("n_ctx", n_ctx, 1, MOST)
+        whole_number("initial", initial, 1, MOST)
         if storage not in get_args(StorageKind):
             raise InvalidRequest(f"storage must be one of {', '.join(get_args(StorageKind))}, got {storage!r}")
         self.n_ctx = n_ctx

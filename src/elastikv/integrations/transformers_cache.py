@@ -53,8 +53,9 @@ class ElasticCache(Cache):
     layers, ``"4GiB"``, ``"auto"``, ``"none"``, or a ``Budget`` that several caches share. storage: ``mmap`` (CPU,
     Linux), ``copy`` (any device) or ``auto``; each layer's memory is on the device that its keys come from.
 
-    It can be pickled, contents and all; the limit of the budget goes with it. A forward pass that is refused memory raises CacheFull and leaves the cache as it was before the pass.
-    Gradients flow to the tokens of the pass itself, not to those held from earlier ones. Raises InvalidRequest.
+    A forward pass that is refused memory raises CacheFull and leaves the cache as it was before the pass.
+    Gradients flow to the tokens of the pass itself, not to those held from earlier ones. It can be pickled, contents
+    and limit of the budget included. Raises InvalidRequest.
     """
 
     def __init__(

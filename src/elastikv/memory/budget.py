@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from elastikv.arguments import whole_number
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.growth import parse_size
 from elastikv.memory.machine import MachineMemory, read_machine_memory
@@ -61,13 +62,11 @@ class Budget:
 
     def set_limit(self, text: str | int | None) -> None:
         """As ``parse``. A limit below what is committed takes nothing away, but grants nothing more."""
-        limit, auto = None, False
-        if isinstance(text, int):
-            limit = text
-        elif text == "auto":
-            auto = True
-        elif text not in (None, "none"):
-            limit = parse_size(text)
+        limit, auto = None, text == "auto"
+        if isinstance(text, str):
+            limit = None if text in ("auto", "none") else parse_size(text)
+        elif text is not None:
+            limit = whole_number("a budget", text, remedy="give bytes, or a text like 4GiB, auto or none")
         if limit is not None and limit <= 0:
             raise InvalidRequest(f"a budget must be positive, got {text!r}")
         self._limit, self._auto = limit, auto
