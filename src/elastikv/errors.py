@@ -4,7 +4,7 @@ ElastikvError
 ├── CacheFull            memory was asked for and refused; nothing changed
 ├── GenerationCut        a generation ended early; carries what was generated
 ├── QueueFull            the scheduler takes no more waiting requests
-├── EngineClosed         the engine is closing, or closed, and takes no more work
+├── EngineClosed         the engine is closing, or closed, or belongs to the process that this one was forked from
 ├── InvalidRequest       an argument is wrong (also a ValueError)
 │   └── PromptTooLong    the prompt does not fit into n_ctx
 └── ModelError           a model cannot be loaded
@@ -19,7 +19,20 @@ from typing import Any, Literal
 
 
 class ElastikvError(Exception):
-    """Base of all errors raised on purpose. ``str(error)`` is one line for the user."""
+    """Base of all errors raised on purpose. ``str(error)`` is one line for the user.
+
+    Picklable with all their attributes, for process pools.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default the constructor would be called with the message alone.
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(kind: type[ElastikvError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ElastikvError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 Resource = Literal["n_ctx", "kv-budget", "machine"]
@@ -57,13 +70,6 @@ class CacheFull(ElastikvError):
     def _show(self, amount: int) -> str:
         return f"{amount} cells" if self.unit == "cells" else format_bytes(amount)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild_cache_full, (self.resource, self.asked, self.left, self.limit))
-
-
-def _rebuild_cache_full(resource: Resource, asked: int, left: int, limit: int | None) -> CacheFull:
-    return CacheFull(resource, asked=asked, left=left, limit=limit)
-
 
 class GenerationCut(ElastikvError):
     """A generation was ended, by the budget (CacheFull) or by a shutdown (EngineClosed), as ``cause`` says.
@@ -87,7 +93,7 @@ class QueueFull(ElastikvError):
 
 
 class EngineClosed(ElastikvError):
-    """The engine is closing, or closed, and takes no more work."""
+    """The engine is closing, or closed, or belongs to the process that this one was forked from."""
 
     def __init__(self, message: str = "the engine is shutting down") -> None:
         super().__init__(message)

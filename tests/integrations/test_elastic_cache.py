@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,40 @@ def test_a_deep_copy_goes_its_own_way(model_type: str) -> None:
     _generate(model, twin, torch.cat((_ids(20), _ids(5, seed=1)), dim=1))
     assert _same(_held(cache), before)
     assert not _same(_held(twin), before)
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_a_pickled_cache_goes_on_where_it_was(model_type: str) -> None:
+    model = tiny_model(model_type)
+    cache = ElasticCache(model.config, n_ctx=1000, growth="step:64", budget="1GiB")
+    _logits(model, _ids(30, n_rows=2), cache)
+    pickled = pickle.dumps(cache)
+    assert len(pickled) < 2 * sum(tensor.nbytes for tensor in _held(cache).values()) + 20_000, "no spare capacity"
+    twin = pickle.loads(pickled)
+    assert _same(_held(twin), _held(cache))
+    assert (twin.n_ctx, twin.budget.limit_bytes) == (1000, 1 << 30)
+    assert twin.budget.kv_bytes == twin.stats().committed_bytes > 0
+    more = _ids(8, n_rows=2, seed=1)
+    torch.testing.assert_close(_logits(model, more, twin), _logits(model, more, cache))
+    assert pickle.loads(pickle.dumps(ElasticCache(model.config))).get_seq_length() == 0
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mistral", "falcon_h1", "gemma3n_text"])
+def test_iterating_gives_what_dynamic_cache_gives(model_type: str) -> None:
+    model = tiny_model(model_type)
+    cache, expected = ElasticCache(model.config), DynamicCache(config=model.config)
+    for given in (cache, expected):
+        _logits(model, _ids(40), given)
+    assert len(cache) == len(expected)
+    for ours, theirs in zip(cache, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_iterating_over_layers_without_cells_gives_none_for_them() -> None:
+    model = tiny_model("bamba")
+    cache = ElasticCache(model.config)
+    _logits(model, _ids(5), cache)
+    assert {keys is None for keys, _, _ in cache} == {True, False}
 
 
 def test_sampling() -> None:

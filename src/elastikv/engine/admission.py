@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from elastikv.arguments import in_vocabulary
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request
 from elastikv.engine.sessions import SessionStore
@@ -25,9 +26,7 @@ class Admission:
         """Raise what makes a request impossible: InvalidRequest, PromptTooLong, CacheFull."""
         if not len(token_ids):
             raise InvalidRequest("the prompt is empty; give at least one token")
-        for token_id in (*token_ids, *(params.logit_bias or ())):
-            if not 0 <= token_id < self._n_vocab:
-                raise InvalidRequest(f"token {token_id} is none of the model's {self._n_vocab} tokens")
+        in_vocabulary((*token_ids, *(params.logit_bias or ())), self._n_vocab)
         if len(token_ids) > self._n_ctx:
             raise PromptTooLong(len(token_ids), self._n_ctx)
         limit = self._budget.limit_bytes

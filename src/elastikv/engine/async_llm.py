@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from elastikv import arguments
+from elastikv.engine import forks
 from elastikv.engine.events import Event
 from elastikv.engine.llm import LLM, Prompt
 from elastikv.engine.outputs import Delta, GenerationOutput
@@ -54,11 +56,13 @@ class _Listener:
 class AsyncLLM:
     """Many requests at once from asyncio. ``await start()`` before, ``await close()`` after.
 
-    While it runs, the ``llm`` belongs to its worker thread: nobody else may call it.
+    Its worker thread is one of those that use the ``llm``, which others may go on using.
     """
 
     def __init__(self, llm: LLM) -> None:
+        arguments.instance("llm", llm, LLM, "an LLM")
         self.llm = llm
+        self._scheduler = llm.scheduler
         self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
         self._listeners: dict[int, _Listener] = {}
         self._thread: threading.Thread | None = None
@@ -78,7 +82,7 @@ class AsyncLLM:
         await self.drain(drain_seconds)
         if self._thread is None or self._is_stopped:
             return
-        await self._call(self._stop)
+        await asyncio.wrap_future(self._send(self._stop))
         await asyncio.to_thread(self._thread.join)
 
     async def drain(self, seconds: float) -> None:
@@ -91,12 +95,13 @@ class AsyncLLM:
         self._is_closing = True
         if self._thread is None or self._is_stopped:
             return
-        scheduler = self.llm.scheduler
-        await self._call(scheduler.refuse_waiting)
-        await self._call(scheduler.release_idle)
-        while time.monotonic() < deadline and await self._call(lambda: scheduler.has_work):
-            await asyncio.sleep(0.02)
-        await self._call(scheduler.cut_all)
+        scheduler = self._scheduler
+        with suppress(EngineClosed):  # the LLM was closed meanwhile: all has ended
+            await self._call(scheduler.refuse_waiting)
+            await self._call(scheduler.release_idle)
+            while time.monotonic() < deadline and scheduler.has_work:
+                await asyncio.sleep(0.02)
+            await self._call(scheduler.cut_all)
 
     async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[Delta, None]:
         """News of one generation; the last delta carries the output. Closing the iterator ends it within a step.
@@ -178,35 +183,38 @@ class AsyncLLM:
     def _work(self) -> None:
         while not self._is_stopped:
             self._run_commands()
-            if self.llm.scheduler.has_work:
+            if self._scheduler.has_work:
                 self._step()
             self._tell_listeners()
         while not self._commands.empty():  # sent before the stop, which lets no others in
             self._commands.get()()
 
     def _run_commands(self) -> None:
-        """All that are there; with nothing to compute, wait for one, or for an idle session's time."""
-        scheduler = self.llm.scheduler
+        """All that are there; with nothing to compute or tell, wait for one, or for an idle session's time."""
+        scheduler = self._scheduler
         try:
-            if not scheduler.has_work:
+            if not scheduler.has_work and not self._listeners:
                 self._commands.get(timeout=scheduler.seconds_until_due())()
             while True:
                 self._commands.get_nowait()()
         except queue.Empty:
             if not scheduler.has_work and not self._is_stopped:
-                scheduler.tend()
+                with suppress(EngineClosed), self.llm.turn():
+                    scheduler.tend()
 
     def _step(self) -> None:
         try:
-            self.llm.scheduler.step()
+            self.llm.step()
         except Exception as error:  # a fault of one step must not end the service for all that follow
             log.exception("a step failed; the requests that were part of it end")
-            self.llm.scheduler.fail_running(error)
+            with suppress(EngineClosed), self.llm.turn():
+                self._scheduler.fail_running(error)
 
     def _tell_listeners(self) -> None:
         for listener in list(self._listeners.values()):
+            is_over = listener.request.finished  # asked first: another thread may end it meanwhile
             listener.tell()
-            if listener.request.finished:
+            if is_over:
                 del self._listeners[listener.request.number]
 
     def _submit(
@@ -224,18 +232,25 @@ class AsyncLLM:
 
     def _abort(self, submitted: Future[Request]) -> None:
         if submitted.done() and not submitted.cancelled() and submitted.exception() is None:
-            self.llm.scheduler.abort(submitted.result())
+            self.llm.abort(submitted.result())
 
     def _stop(self) -> None:
-        self.llm.scheduler.close()
+        with suppress(EngineClosed), self.llm.turn():
+            self._scheduler.close()
         with self._lock:
             self._is_stopped = True
 
     async def _call(self, work: Callable[[], T]) -> T:
         """Run ``work`` on the worker thread, between two steps."""
-        return await asyncio.wrap_future(self._send(work))
+
+        def in_turn() -> T:
+            with self.llm.turn():
+                return work()
+
+        return await asyncio.wrap_future(self._send(in_turn))
 
     def _send(self, work: Callable[[], T]) -> Future[T]:
+        forks.require_threads()
         future: Future[T] = Future()
 
         def run() -> None:

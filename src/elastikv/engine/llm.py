@@ -1,29 +1,35 @@
-"""The public face: a model with its memory, used from one thread."""
+"""The public face: a model with its memory."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 
+from elastikv import arguments
+from elastikv.arguments import TokenIds, is_array, whole_number
 from elastikv.batch import Batch, SeqTokens
+from elastikv.engine import forks
+from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
-from elastikv.engine.loading import ModelOptions, cell_types, load, storage_kind
+from elastikv.engine.loading import ModelOptions, cell_types, load, set_threads, storage_kind, type_name
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request, raise_if_failed
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
-from elastikv.errors import InvalidRequest
+from elastikv.errors import EngineClosed, InvalidRequest
 from elastikv.memory import Budget, Memory, MemoryStats
 from elastikv.models.base import Model
 
-Prompt = str | Sequence[int]
+Prompt: TypeAlias = "str | TokenIds"
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -40,12 +46,18 @@ class LLM:
     kv_initial: cells of a new sequence. kv_budget: ``"4GiB"``, bytes, ``"auto"`` or ``"none"``, for cells and
     compute buffers together. kv_storage: ``"auto"``, ``"mmap"`` or ``"copy"``.
     kv_dtype: type of the cells, ``"f32"``, ``"f16"``, ``"bf16"`` or ``"q8_0"``, or a pair for K and V.
-    dtype, quantize: of the weights; see ``models.load_model``. n_batch: tokens of one decode call at most;
+    dtype, quantize: of the weights; see ``models.load_model``. Types are also known by torch's names
+    (``"float32"``, ``torch.bfloat16``). n_batch: tokens of one decode call at most;
     n_ubatch: tokens computed at once. n_threads: None leaves torch's setting as it is.
     kernels: ``"auto"``, ``"cpu"`` or ``"reference"``. scheduler: how sequences share the memory.
     progress: called while loading with bytes read and bytes in all.
 
-    Raises ModelError and its kinds, InvalidRequest, CacheFull.
+    Several threads may use it at once. There is one lock, held for a step and not for a generation: a thread that
+    waits for its own text computes a step for all that wait, so what they ask for is computed together. Whoever
+    uses ``engine``, ``scheduler`` or ``memory`` directly beside other threads does so inside ``with llm.turn():``.
+
+    Raises ModelError and its kinds, InvalidRequest, CacheFull; after ``close()``, and in a process that was forked
+    from this one, EngineClosed.
     """
 
     def __init__(
@@ -58,8 +70,8 @@ class LLM:
         kv_initial: int = 256,
         kv_budget: str | int | None = "auto",
         kv_storage: str = "auto",
-        kv_dtype: str | tuple[str, str] = "f16",
-        dtype: str = "auto",
+        kv_dtype: str | torch.dtype | tuple[str | torch.dtype, str | torch.dtype] = "f16",
+        dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
         kernels: str = "auto",
         n_batch: int = 2048,
@@ -69,27 +81,39 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        options = scheduler or SchedulerOptions()
-        _check_sizes(n_batch, n_ubatch, options.n_parallel)
+        forks.about_to_compute()
+        options = SchedulerOptions() if scheduler is None else scheduler
+        arguments.instance("scheduler", options, SchedulerOptions, "SchedulerOptions")
+        n_ubatch = whole_number("n_ubatch (-ub)", n_ubatch, 1, arguments.MOST)
+        n_batch = whole_number("n_batch (-b)", n_batch, None, arguments.MOST)
+        if n_batch < options.n_parallel:
+            raise InvalidRequest(f"n_batch (-b) must be at least n_parallel = {options.n_parallel}, got {n_batch}")
         memory_options = {
             "dynamic": kv_dynamic,
             "growth": kv_growth,
-            "initial": kv_initial,
+            "initial": whole_number("kv_initial", kv_initial, 1, arguments.MOST),
             "storage": storage_kind(kv_storage),
             **cell_types(kv_dtype),
         }
         self.events = EventLog(clock)
         self.budget = Budget.parse(kv_budget)
-        model_options = ModelOptions(_model_path(model), dtype, quantize, kernels, n_threads, progress)
+        model_options = ModelOptions(
+            _model_path(model), type_name("dtype", dtype), quantize, kernels, n_threads, progress
+        )
         loaded = load(model_options, memory_options, self.budget, n_ctx, n_ubatch, self.events)
         self.n_batch = n_batch
         self.n_ubatch = n_ubatch
-        self.engine = loaded.engine
+        self._n_threads = n_threads
+        self._lock = threading.RLock()
+        self._of_thread = threading.local()
+        self._is_closed = False
+        self._engine = loaded.engine
+        self._kernels = loaded.kernels
         self.tokenizer = loaded.tokenizer
         self.cost = loaded.cost
         self._workspace = loaded.workspace
-        self.scheduler = Scheduler(
-            self.engine,
+        self._scheduler = Scheduler(
+            self._engine,
             self.tokenizer,
             self.budget,
             self.cost,
@@ -99,6 +123,18 @@ class LLM:
             n_ubatch=n_ubatch,
             clock=clock,
         )
+
+    # Everything that computes or commits memory goes through these two.
+
+    @property
+    def engine(self) -> Engine:
+        self._require_open()
+        return self._engine
+
+    @property
+    def scheduler(self) -> Scheduler:
+        self._require_open()
+        return self._scheduler
 
     @property
     def model(self) -> Model:
@@ -116,28 +152,28 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[int] | Sequence[Prompt],
+        prompts: str | TokenIds | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[GenerationOutput]:
-        """Complete prompts (texts or token ids), as many at once as the scheduler allows; outputs in their order.
+        """Complete prompts, as many at once as the scheduler allows; outputs in their order.
+
+        A prompt is a text, or token ids in a list, an array or a tensor.
 
         params: for all, or one for each. Raises InvalidRequest or PromptTooLong before anything is computed;
         CacheFull or GenerationCut if the budget cannot hold even one of them alone.
         """
         tokens = [self._tokens(prompt) for prompt in _as_prompts(prompts)]
         each = _one_for_each(params, len(tokens))
-        for token_ids, param in zip(tokens, each, strict=True):
-            self.scheduler.check(token_ids, param)
-        requests: list[Request] = []
+        with self.turn():
+            requests = [self.scheduler.new_request(ids, param) for ids, param in zip(tokens, each, strict=True)]
         try:
-            for token_ids, param in zip(tokens, each, strict=True):
-                while not self.scheduler.has_place:
-                    self.scheduler.step()
-                requests.append(self.scheduler.submit(token_ids, param))
-            while not all(request.finished for request in requests):
-                self.scheduler.step()
+            for request in requests:
+                self._enqueue(request)
+            for request in requests:
+                while not request.finished:
+                    self._step_for(request)
         finally:
-            self._abort(requests)
+            self.abort(*requests)
         for request in requests:
             raise_if_failed(request)
         return [output for request in requests for delta in request.deltas if (output := delta.output)]
@@ -148,15 +184,19 @@ class LLM:
         Closing the iterator, or Ctrl-C, ends the generation; the session's cells stay for the next turn.
         Raises as ``generate``, at the first step.
         """
-        request = self.submit(prompt, params)
+        with self.turn():
+            request = self.scheduler.new_request(self._tokens(prompt), _checked(params))
         try:
+            self._enqueue(request)
             while not request.finished:
-                self.scheduler.step()
+                self._step_for(request)
                 while request.deltas:
                     yield request.deltas.popleft()
+            while request.deltas:
+                yield request.deltas.popleft()
             raise_if_failed(request)
         finally:
-            self._abort([request])
+            self.abort(request)
 
     @overload
     def chat(
@@ -180,56 +220,85 @@ class LLM:
 
         max_tokens defaults to no bound here. Raises InvalidRequest if the model has no template.
         """
+        self._require_open()
+        if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+            raise InvalidRequest(f"messages must be a list of {{'role': ..., 'content': ...}}, got {messages!r:.60}")
         token_ids = self.tokenizer.apply_chat_template(messages, **variables)
-        params = params or SamplingParams(max_tokens=None)
+        params = SamplingParams(max_tokens=None) if params is None else _checked(params)
         return self.stream(token_ids, params) if stream else self.generate([token_ids], params)[0]
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
-        """Queue a prompt for whoever calls ``scheduler.step`` himself. Raises as ``generate``, and QueueFull."""
-        return self.scheduler.submit(self._tokens(prompt), params or SamplingParams())
+        """Queue a prompt for whoever calls ``step`` himself. Raises as ``generate``, and QueueFull."""
+        tokens, params = self._tokens(prompt), _checked(params)
+        with self.turn():
+            return self.scheduler.submit(tokens, params)
 
-    def forward(self, token_ids: Sequence[int], seq_id: int = 0) -> torch.Tensor:
+    def step(self) -> None:
+        """Compute once for all that was submitted."""
+        with self.turn():
+            self.scheduler.step()
+
+    def abort(self, *requests: Request) -> None:
+        """End what was submitted; the sessions stay for the next turn. What has ended is left as it is."""
+        if forks.is_stranded():
+            return
+        with self._lock:
+            for request in requests:
+                self._scheduler.abort(request)
+
+    def forward(self, token_ids: TokenIds, seq_id: int = 0) -> torch.Tensor:
         """Append tokens to a sequence of the caller's own; float32 logits ``[n_tokens, n_vocab]``.
 
-        The sequence lives in ``memory`` until ``memory.seq_rm(seq_id)``. All tokens are appended or none.
+        token_ids: a list, numpy array or tensor of one dimension. The sequence lives in ``memory`` until
+        ``memory.seq_rm(seq_id)``. All tokens are appended or none.
         Raises InvalidRequest, and CacheFull when idle sessions have given way and it is still too much.
         """
-        if not 0 <= seq_id < FIRST_SEQ_ID:
-            raise InvalidRequest(f"seq_id must be in 0..{FIRST_SEQ_ID - 1}, got {seq_id}")
-        batch = Batch([SeqTokens(seq_id, list(token_ids), n_logits=len(token_ids))])
-        return self.scheduler.make_room_for(lambda: self.engine.decode(batch))
+        seq_id = whole_number("seq_id", seq_id, 0, FIRST_SEQ_ID - 1)
+        tokens = arguments.token_ids(token_ids)
+        arguments.in_vocabulary(tokens, self.model.info.n_vocab)
+        batch = Batch([SeqTokens(seq_id, tokens, n_logits=len(tokens))])
+        with self.turn():
+            return self.scheduler.make_room_for(lambda: self.engine.decode(batch))
 
     # Memory
 
     def stats(self) -> MemoryStats:
         """What the memory holds now."""
-        return self.memory.stats()
+        with self.turn():
+            return self.memory.stats()
 
     def static_bytes(self) -> int:
         """What one sequence would hold without ``kv_dynamic``."""
+        self._require_open()
         return self.cost.static_bytes()
 
     def set_budget(self, budget: str | int | None) -> None:
         """Another limit, as ``kv_budget``. Raises InvalidRequest."""
-        self.budget.set_limit(budget)
-        self.scheduler.memory_changed()
+        with self.turn():
+            self.budget.set_limit(budget)
+            self.scheduler.memory_changed()
 
     def shrink_to_fit(self) -> int:
         """Give back capacity that no token uses; returns the bytes given back."""
-        n_bytes = self.memory.shrink_to_fit()
-        self.scheduler.memory_changed()
+        with self.turn():
+            n_bytes = self.memory.shrink_to_fit()
+            self.scheduler.memory_changed()
         return n_bytes
 
     def clear(self) -> None:
         """End all generations and forget all sequences; their memory is given back."""
-        self.scheduler.clear()
-        self.memory.clear()
+        with self.turn():
+            self.scheduler.clear()
 
     def close(self) -> None:
         """End everything; idle sessions are parked if there is a place. May be called again."""
-        self.scheduler.close()
-        self.memory.close()
-        self._workspace.close()
+        if forks.is_stranded():  # memory and parked sessions are the parent's
+            return
+        with self._lock:
+            self._scheduler.close()
+            self._engine.memory.close()
+            self._workspace.close()
+            self._is_closed = True
 
     def __enter__(self) -> LLM:
         return self
@@ -237,12 +306,47 @@ class LLM:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token_id) for token_id in prompt]
+    # Threads
 
-    def _abort(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            self.scheduler.abort(request)
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Nobody else computes or changes memory meanwhile. Raises EngineClosed."""
+        self._require_open()
+        with self._lock:
+            self._require_open()
+            self._set_threads()
+            yield
+
+    def _step_for(self, request: Request) -> None:
+        """A step for everybody, unless another thread's step has ended this request meanwhile."""
+        with self.turn():
+            if not request.finished:
+                self.scheduler.step()
+
+    def _enqueue(self, request: Request) -> None:
+        """Put it in the queue; as long as there is no place, compute for those that are in it."""
+        is_queued = False
+        while not is_queued:
+            with self.turn():
+                is_queued = self.scheduler.has_place
+                if is_queued:
+                    self.scheduler.enqueue(request)
+                else:
+                    self.scheduler.step()
+
+    def _set_threads(self) -> None:
+        """The number of cores is a setting of each thread that computes."""
+        if self._n_threads is not None and not hasattr(self._of_thread, "has_set_threads"):
+            set_threads(self._kernels, self._n_threads)
+            self._of_thread.has_set_threads = True
+
+    def _require_open(self) -> None:
+        forks.require_threads()
+        if self._is_closed:
+            raise EngineClosed("this LLM was closed; make another one")
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else arguments.token_ids(prompt)
 
 
 def _model_path(model: str | Path | None) -> Path:
@@ -250,28 +354,32 @@ def _model_path(model: str | Path | None) -> Path:
         from elastikv import demo
 
         return demo.path()
+    arguments.instance("model", model, (str, Path), "the path of a folder or a GGUF file")
     return Path(model)
 
 
-def _check_sizes(n_batch: int, n_ubatch: int, n_parallel: int) -> None:
-    if n_ubatch < 1:
-        raise InvalidRequest(f"n_ubatch (-ub) must be at least 1, got {n_ubatch}")
-    if n_batch < n_parallel:
-        raise InvalidRequest(f"n_batch (-b) must be at least n_parallel = {n_parallel}, got {n_batch}")
+def _as_prompts(prompts: str | TokenIds | Sequence[Prompt]) -> list[Prompt]:
+    """A single text or list of token ids becomes a list of one; an empty list is a list of no prompts."""
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        return [prompts]  # not a text: refused by name later
+    items = list(prompts)
+    if is_array(prompts):
+        is_one = prompts.ndim == 1  # type: ignore[union-attr]
+    else:
+        is_one = not any(isinstance(item, (str, Iterable)) and getattr(item, "ndim", 1) for item in items)
+    return [prompts] if is_one and items else items  # type: ignore[list-item]
 
 
-def _as_prompts(prompts: str | Sequence[int] | Sequence[Prompt]) -> list[Prompt]:
-    """A single text or token list becomes a list of one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+def _checked(params: SamplingParams | None) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    arguments.instance("params", params, SamplingParams, "SamplingParams")
+    return params
 
 
 def _one_for_each(params: SamplingParams | Sequence[SamplingParams] | None, n: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * n
+    if not isinstance(params, Sequence):
+        return [_checked(params)] * n
     if len(params) != n:
         raise InvalidRequest(f"there are {n} prompts but {len(params)} SamplingParams; give one, or one for each")
-    return list(params)
+    return [_checked(each) for each in params]

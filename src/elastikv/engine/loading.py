@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 
 import torch
 
+from elastikv.arguments import MOST, instance, whole_number
 from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
 from elastikv.engine.sessions import FIRST_SEQ_ID
@@ -21,6 +22,9 @@ from elastikv.memory.formats import FORMATS
 from elastikv.memory.storage import StorageKind
 from elastikv.models import load_model, read_config
 from elastikv.weights.tokenizer import Tokenizer
+
+_MOST_THREADS = 1024
+_TYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Loaded:
     """All that an ``LLM`` runs on."""
 
     engine: Engine
+    kernels: Kernels
     workspace: Workspace
     tokenizer: Tokenizer
     budget: Budget
@@ -53,6 +58,8 @@ def load(
 
     Raises ModelError, InvalidRequest, and CacheFull if not even the compute buffers fit.
     """
+    if model.progress is not None and not callable(model.progress):
+        raise InvalidRequest(f"progress must be a function of bytes read and bytes in all, got {model.progress!r}")
     n_ctx = context_size(n_ctx, read_config(model.path).n_ctx_train)
     MemoryOptions(n_ctx, **memory)  # checked before a model of many gigabytes is read
     kernels = select_kernels(model.kernels)
@@ -68,15 +75,14 @@ def load(
     workspace.reserve(min(options.initial, n_ctx))
     engine = Engine(decoder, make_memory(decoder.memory_layers, options, budget), workspace, n_ubatch)
     cost = MemoryCost(decoder.memory_layers, options)
-    return Loaded(engine, workspace, loaded.tokenizer, budget, cost)
+    return Loaded(engine, kernels, workspace, loaded.tokenizer, budget, cost)
 
 
 def context_size(n_ctx: int | None, n_ctx_train: int) -> int:
     """The limit of a sequence: the model's own if none is given; beyond it is allowed, with a warning."""
     if n_ctx is None:
         return n_ctx_train
-    if n_ctx < 1:
-        raise InvalidRequest(f"n_ctx (-c) must be at least 1, got {n_ctx}; leave it out for the model's own maximum")
+    n_ctx = whole_number("n_ctx (-c)", n_ctx, 1, MOST, "leave it out for the model's own maximum")
     if n_ctx > n_ctx_train:
         warnings.warn(
             f"n_ctx = {n_ctx} is above the model's maximum of {n_ctx_train}; text beyond that may be poor",
@@ -85,11 +91,22 @@ def context_size(n_ctx: int | None, n_ctx_train: int) -> int:
     return n_ctx
 
 
-def cell_types(kv_dtype: str | tuple[str, str]) -> dict[str, str]:
+def type_name(name: str, value: str | torch.dtype) -> str:
+    """Our short name of a type that may be given by torch's. Raises InvalidRequest if it is no name at all."""
+    instance(name, value, (str, torch.dtype), 'the name of a type ("f32", "bfloat16", ...) or a torch.dtype')
+    text = str(value).removeprefix("torch.")
+    return _TYPE_NAMES.get(text, text)
+
+
+def cell_types(kv_dtype: str | torch.dtype | Sequence[str | torch.dtype]) -> dict[str, str]:
     """``k_type`` and ``v_type`` from one name or one for each. Raises InvalidRequest."""
-    k_type, v_type = (kv_dtype, kv_dtype) if isinstance(kv_dtype, str) else kv_dtype
-    check_choice("kv_dtype (-ctk, -ctv)", k_type, tuple(FORMATS))
-    check_choice("kv_dtype (-ctk, -ctv)", v_type, tuple(FORMATS))
+    name = "kv_dtype (-ctk, -ctv)"
+    each = kv_dtype if isinstance(kv_dtype, (tuple, list)) else (kv_dtype, kv_dtype)
+    if len(each) != 2:
+        raise InvalidRequest(f"{name} must be one type, or two: of K and of V; got {kv_dtype!r}")
+    k_type, v_type = (type_name(name, value) for value in each)
+    check_choice(name, k_type, tuple(FORMATS))
+    check_choice(name, v_type, tuple(FORMATS))
     return {"k_type": k_type, "v_type": v_type}
 
 
@@ -106,8 +123,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 def set_threads(kernels: Kernels, n_threads: int) -> None:
     """Torch and the kernels take turns on the same number of cores. Raises InvalidRequest."""
-    if n_threads < 1:
-        raise InvalidRequest(f"n_threads (-t) must be at least 1, got {n_threads}; leave it out for all cores")
+    n_threads = whole_number("n_threads (-t)", n_threads, 1, _MOST_THREADS, "leave it out for all cores")
     if kernels.name == "cpu":
         from elastikv.kernels.cpu.threads import set_threads as set_kernel_threads
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from elastikv.arguments import instance, whole_number
 from elastikv.errors import InvalidRequest
 
 
@@ -32,9 +33,10 @@ class SchedulerOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("n_parallel", 1), ("max_queue", 1), ("max_idle", 0), ("max_parked", 1)):
-            if getattr(self, name) < least:
-                raise InvalidRequest(f"{name} must be at least {least}, got {getattr(self, name)}")
+            whole_number(name, getattr(self, name), least)
         for name in ("idle_release_seconds", "idle_drop_seconds"):
             seconds = getattr(self, name)
-            if seconds is not None and not seconds >= 0:
-                raise InvalidRequest(f"{name} must be at least 0, got {seconds}; leave it out for never")
+            if seconds is not None and (not isinstance(seconds, (int, float)) or not seconds >= 0):
+                raise InvalidRequest(f"{name} must be at least 0, got {seconds!r}; leave it out for never")
+        instance("prefix_reuse", self.prefix_reuse, bool, "True or False")
+        instance("park_dir", self.park_dir, (str, Path, type(None)), "the path of a folder")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from elastikv.arguments import instance, whole_number
 from elastikv.errors import InvalidRequest
 
 MAX_LOGPROBS = 20
+
+_WHOLE_NUMBERS = (
+    ("top_k", 0, None, "0 keeps all tokens"),
+    ("repeat_last_n", -1, None, "-1 looks at all tokens"),
+    ("seed", None, None, "None draws a fresh one"),
+    ("max_tokens", 1, None, "None sets no bound"),
+    ("logprobs", 0, MAX_LOGPROBS, "None switches them off"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,31 +58,24 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        instance("stop", self.stop or (), (str, Iterable), "a text or a list of texts")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stops)
+        instance("ignore_eos", self.ignore_eos, bool, "True or False")
         _in_range("temperature", self.temperature, 0.0, math.inf, "0 is greedy")
-        _in_range("top_k", self.top_k, 0, math.inf, "0 keeps all tokens")
         _in_range("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens", open_below=True)
         _in_range("min_p", self.min_p, 0.0, 1.0, "0 keeps all tokens")
         _in_range("repeat_penalty", self.repeat_penalty, 0.0, math.inf, "1 switches it off", open_below=True)
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0, "0 switches it off")
         _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0 switches it off")
-        _in_range("repeat_last_n", self.repeat_last_n, -1, math.inf, "-1 looks at all tokens")
-        _whole("top_k", self.top_k)
-        _whole("repeat_last_n", self.repeat_last_n)
-        if self.seed is not None:
-            _whole("seed", self.seed)
-        if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens)
-            _in_range("max_tokens", self.max_tokens, 1, math.inf, "None sets no bound")
-        if self.logprobs is not None:
-            _whole("logprobs", self.logprobs)
-            _in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS, "None switches them off")
+        for name, least, most, remedy in _WHOLE_NUMBERS:
+            value = getattr(self, name)
+            if value is not None or name in ("top_k", "repeat_last_n"):
+                object.__setattr__(self, name, whole_number(name, value, least, most, remedy))
         if not all(isinstance(stop, str) and stop for stop in stops):
             raise InvalidRequest("stop must be non-empty strings; leave it out to stop at the end token only")
-        for token_id, bias in (self.logit_bias or {}).items():
-            _whole("a token id of logit_bias", token_id)
-            _in_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0, "-100 bans the token")
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -80,9 +83,13 @@ class SamplingParams:
         return tuple(self.stop)
 
 
-def _whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be a whole number, got {value!r}")
+def _checked_bias(biases: Mapping[int, float]) -> dict[int, float]:
+    instance("logit_bias", biases, Mapping, "a mapping of token ids to numbers")
+    checked = {}
+    for token_id, bias in biases.items():
+        _in_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0, "-100 bans the token")
+        checked[whole_number("a token id of logit_bias", token_id)] = bias
+    return checked
 
 
 def _in_range(name: str, value: float, low: float, high: float, remedy: str, *, open_below: bool = False) -> None:
@@ -90,7 +97,7 @@ def _in_range(name: str, value: float, low: float, high: float, remedy: str, *, 
         raise InvalidRequest(f"{name} must be a number, got {value!r}")
     good = low <= value <= high and not (open_below and value == low)
     # Comparisons with NaN are false, so NaN never passes; infinity only where nothing bounds from above.
-    if not good or math.isinf(value):
+    if not good or value > sys.float_info.max:
         above = "above" if open_below else "at least"
         bounds = f"{above} {low:g}" if math.isinf(high) else f"{above} {low:g} and at most {high:g}"
         raise InvalidRequest(f"{name} must be {bounds}, got {value}; {remedy}")

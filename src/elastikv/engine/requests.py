@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,18 +82,18 @@ class Request:
             self._first_token = now
         is_end = token_id in self._eos_token_ids
         text = "" if is_end else self._text.push(token_id)
+        finish_reason: FinishReason | None = None
         if is_end or self._text.stopped:
-            self.finish_reason = "stop"
+            finish_reason = "stop"
         elif self.n_generated == self.params.max_tokens or len(self.token_ids) >= n_ctx:
-            self.finish_reason = "length"
-        if self.finish_reason:
+            finish_reason = "length"
+        if finish_reason:
             text += self._text.flush()
-        self._tell(text, [token_id], logprobs, now)
+        self._tell(text, [token_id], logprobs, finish_reason, now)
 
     def abort(self, now: float) -> None:
         """The caller wants no more."""
-        self.finish_reason = "abort"
-        self._tell(self._text.flush(), [], None, now)
+        self._tell(self._text.flush(), [], None, "abort", now)
 
     def cut(self, cause: ElastikvError, now: float) -> None:
         """The budget, or a shutdown, wants no more. Without a single token there is nothing to carry but the cause."""
@@ -117,9 +118,17 @@ class Request:
             timings=self._timings(now),
         )
 
-    def _tell(self, text: str, token_ids: list[int], logprobs: TokenLogprobs | None, now: float) -> None:
-        output = self.output(now) if self.finish_reason else None
-        self.deltas.append(Delta(text, token_ids, [logprobs] if logprobs else None, self.finish_reason, output))
+    def _tell(
+        self,
+        text: str,
+        token_ids: list[int],
+        logprobs: TokenLogprobs | None,
+        finish_reason: FinishReason | None,
+        now: float,
+    ) -> None:
+        output = replace(self.output(now), finish_reason=finish_reason) if finish_reason else None
+        self.deltas.append(Delta(text, token_ids, [logprobs] if logprobs else None, finish_reason, output))
+        self.finish_reason = finish_reason  # last: another thread that sees it finished finds all its news
 
     def _logprobs_of(self, token_id: int, logits: np.ndarray) -> TokenLogprobs:
         assert self._logprobs is not None

@@ -156,10 +156,12 @@ class Scheduler:
         self.store.tend()
 
     def clear(self) -> None:
-        """End all requests and forget all sessions in memory."""
+        """End all requests and forget all that is in memory."""
         self._abort_all()
-        for session in self.store.idle():
-            self.store.drop(session)
+        with self._operation():
+            for session in self.store.idle():
+                self.store.drop(session)
+            self._memory.clear()
 
     def refuse_waiting(self) -> None:
         """End the requests that wait and have no text yet (EngineClosed). A preempted one has, and may go on."""

@@ -27,8 +27,7 @@ def write_cache_file(path: Path, cache: ElasticCache) -> None:
     """A file of this name is always whole. OSError: ``path`` is as it was."""
     named: dict[str, torch.Tensor] = {}
     layers = []
-    for index, member in enumerate(cache.memory.members):
-        facts, tensors = member.snapshot()
+    for index, (facts, tensors) in enumerate(cache.memory.snapshot()):
         layers.append({**facts, "tensors": list(tensors)})
         named.update({f"{index}.{name}": tensor for name, tensor in tensors.items()})
     metadata = {"format": _FORMAT, "fingerprint": config_digest(cache.config), "layers": json.dumps(layers)}
@@ -44,9 +43,7 @@ def read_cache_file(path: Path, cache: ElasticCache, device: torch.device) -> No
         raise SnapshotError(f"{path} was saved for another model than this {cache.config.model_type}")
     layers = json.loads(header.metadata["layers"])
     with safe_open(path, framework="pt", device=str(device)) as file:
-        try:
-            for index, (member, facts) in enumerate(zip(cache.memory.members, layers, strict=True)):
-                member.restore(facts, {name: file.get_tensor(f"{index}.{name}") for name in facts["tensors"]})
-        except BaseException:
-            cache.reset()
-            raise
+        cache.memory.restore(
+            (facts, {name: file.get_tensor(f"{index}.{name}") for name in facts["tensors"]})
+            for index, facts in enumerate(layers)
+        )

@@ -35,12 +35,19 @@ class ElasticLayer(CacheLayerMixin):
     @property
     def keys(self) -> torch.Tensor | None:
         """``[batch, heads, held, dim]``: a view, good until the next update."""
-        return None if self.cells is None else self.cells.rows(0, self.n_used)[0]
+        return self._held()[0] if self.cells else None
 
     @property
     def values(self) -> torch.Tensor | None:
         """``[batch, heads, held, dim_v]``: a view, good until the next update."""
-        return None if self.cells is None else self.cells.rows(0, self.n_used)[1]
+        return self._held()[1] if self.cells else None
+
+    def _held(self) -> tuple[torch.Tensor, ...]:
+        """Of each plane, the rows that a later token may look at."""
+        return () if self.cells is None else self.cells.rows(self._first_row(), self.n_used)
+
+    def _first_row(self) -> int:
+        return 0
 
     @property
     def n_used(self) -> int:
@@ -143,8 +150,7 @@ class ElasticLayer(CacheLayerMixin):
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """What ``restore`` needs to hold the same again: facts for a header, and views."""
-        tensors = () if self.cells is None else self.cells.rows(0, self.n_used)
-        return {"length": self.length}, {f"plane{i}": tensor for i, tensor in enumerate(tensors)}
+        return {"length": self.length}, {f"plane{i}": tensor for i, tensor in enumerate(self._held())}
 
     def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Into an empty layer. CacheFull: it is empty still."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, get_args
 
 import torch
 
+from elastikv.arguments import MOST, whole_number
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.integrations.layer_cells import LayerCells
 from elastikv.memory.base import MemoryStats, SequenceStats
@@ -28,6 +29,10 @@ CapacityChange = tuple[LayerCells, int, int]
 """``(cells, capacity, rows to keep)``"""
 
 
+Snapshot = tuple[dict[str, Any], dict[str, torch.Tensor]]
+"""Facts for a header, and tensors by name."""
+
+
 class Member(Protocol):
     """A layer of the cache that remembers something."""
 
@@ -35,7 +40,7 @@ class Member(Protocol):
         """Hold what ``other`` holds, in memory of its own. CacheFull: this layer is empty."""
         ...
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def snapshot(self) -> Snapshot:
         """What ``restore`` needs to hold the same again: facts for a header, and views."""
         ...
 
@@ -81,10 +86,8 @@ class CacheMemory:
     """Budget, growth, and the layers that stand on them. ``n_ctx`` counts tokens of a sequence."""
 
     def __init__(self, n_ctx: int, growth: str, initial: int, budget: Budget, storage: StorageKind) -> None:
-        if n_ctx < 1:
-            raise InvalidRequest(f"n_ctx must be at least 1, got {n_ctx}")
-        if initial < 1:
-            raise InvalidRequest(f"initial must be at least 1 cell, got {initial}")
+        whole_number("n_ctx", n_ctx, 1, MOST)
+        whole_number("initial", initial, 1, MOST)
         if storage not in get_args(StorageKind):
             raise InvalidRequest(f"storage must be one of {', '.join(get_args(StorageKind))}, got {storage!r}")
         self.n_ctx = n_ctx
@@ -146,6 +149,19 @@ class CacheMemory:
                 needs.append((owner, owner.cells, n_rows))
         if needs:
             self._grow(needs)
+
+    def snapshot(self) -> list[Snapshot]:
+        """What each member holds, as views."""
+        return [member.snapshot() for member in self.members]
+
+    def restore(self, snapshots: Iterable[Snapshot]) -> None:
+        """Into empty members. Whatever is raised, CacheFull for example: they are empty again."""
+        try:
+            for member, (facts, tensors) in zip(self.members, snapshots, strict=True):
+                member.restore(facts, tensors)
+        except BaseException:
+            self.reset()
+            raise
 
     def reset(self) -> None:
         """Forget everything in all layers and give the memory back."""

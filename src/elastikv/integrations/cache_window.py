@@ -40,6 +40,9 @@ class ElasticSlidingLayer(ElasticLayer):
         """Rows that are enough for ever: moving the window costs 8 cells per token, slack an eighth of it."""
         return self.sliding_window - 1 + max(16, self.sliding_window // 8)
 
+    def _first_row(self) -> int:
+        return max(self.length - self.sliding_window + 1 - self._base, 0)
+
     def _first_needed(self) -> int:
         """With past recording, ``crop`` may go back to where the last one left off."""
         earliest_end = self._mark if self.record_past else self.length
@@ -67,7 +70,7 @@ class ElasticSlidingLayer(ElasticLayer):
     def _append(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert self.cells is not None
         n_new = key_states.shape[-2]
-        first_visible = max(self.length - self.sliding_window + 1, self._base)
+        first_visible = self._base + self._first_row()
         if self.n_used + n_new > self.cells.capacity:
             self._drop_before(self._first_needed())
         if self.n_used + n_new > self.cells.capacity:
@@ -125,12 +128,6 @@ class ElasticSlidingLayer(ElasticLayer):
         super().copy_from(other)
         assert isinstance(other, ElasticSlidingLayer)
         self._base, self._mark, self.record_past = other._base, other._mark, other.record_past
-
-    @override
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        first = max(self.length - self.sliding_window + 1, self._base) - self._base
-        facts, tensors = super().snapshot()
-        return facts, {name: tensor[:, :, first:] for name, tensor in tensors.items()}
 
     @override
     def restore(self, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

@@ -7,7 +7,7 @@ cache.stats(); cache.shrink_to_fit()
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from typing_extensions import override
 from elastikv.errors import InvalidRequest
 from elastikv.integrations.cache_file import read_cache_file, write_cache_file
 from elastikv.integrations.cache_layers import ElasticLayer
-from elastikv.integrations.cache_memory import CacheMemory
+from elastikv.integrations.cache_memory import CacheMemory, Snapshot
 from elastikv.integrations.cache_states import ElasticHybridLayer, ElasticSlidingHybridLayer, ElasticStateLayer
 from elastikv.integrations.cache_window import ElasticSlidingLayer
 from elastikv.memory.base import MemoryStats
@@ -55,7 +55,8 @@ class ElasticCache(Cache):
     Linux), ``copy`` (any device) or ``auto``; each layer's memory is on the device that its keys come from.
 
     A forward pass that is refused memory raises CacheFull and leaves the cache as it was before the pass.
-    Gradients flow to the tokens of the pass itself, not to those held from earlier ones. Raises InvalidRequest.
+    Gradients flow to the tokens of the pass itself, not to those held from earlier ones. It can be pickled, contents
+    and limit of the budget included. Raises InvalidRequest.
     """
 
     def __init__(
@@ -147,6 +148,23 @@ class ElasticCache(Cache):
         read_cache_file(Path(path), cache, torch.device(device))
         return cache
 
+    def __iter__(self) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
+        """Keys, values and window of each layer, as DynamicCache gives them; None for what a layer has not."""
+        for layer in self.layers:
+            window = getattr(layer, "sliding_window", None)
+            yield (
+                getattr(layer, "keys", None),
+                getattr(layer, "values", None),
+                None if window is None else torch.tensor(window),
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        contents = [
+            (facts, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+            for facts, tensors in self.memory.snapshot()
+        ]
+        return _unpickle, (self.config, self.n_ctx, self.budget, self._options, contents)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ElasticCache:
         """A cache with the same contents in memory of its own, under the same budget. Raises CacheFull."""
         twin = ElasticCache(self.config, self.n_ctx, budget=self.budget, **self._options)
@@ -158,6 +176,14 @@ class ElasticCache(Cache):
             twin.reset()
             raise
         return twin
+
+
+def _unpickle(
+    config: PreTrainedConfig, n_ctx: int, budget: Budget, options: dict[str, Any], contents: list[Snapshot]
+) -> ElasticCache:
+    cache = ElasticCache(config, n_ctx, budget=budget, **options)
+    cache.memory.restore(contents)
+    return cache
 
 
 def _default_n_ctx(config: PreTrainedConfig) -> int:

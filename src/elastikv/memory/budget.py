@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from elastikv.arguments import whole_number
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.growth import parse_size
 from elastikv.memory.machine import MachineMemory, read_machine_memory
@@ -47,6 +48,10 @@ class Budget:
         self._holders: dict[Account, list[weakref.ref[Holder]]] = {"kv": [], "compute": []}
         self.peak_bytes = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled, it is the same limit; who holds memory under it stays here."""
+        return {**self.__dict__, "_holders": {"kv": [], "compute": []}}
+
     @classmethod
     def parse(cls, text: str | int | None) -> Budget:
         """``'4GiB'`` or an int (bytes): a fixed limit; ``'auto'``: what the machine can spare, asked again
@@ -57,13 +62,11 @@ class Budget:
 
     def set_limit(self, text: str | int | None) -> None:
         """As ``parse``. A limit below what is committed takes nothing away, but grants nothing more."""
-        limit, auto = None, False
-        if isinstance(text, int):
-            limit = text
-        elif text == "auto":
-            auto = True
-        elif text not in (None, "none"):
-            limit = parse_size(text)
+        limit, auto = None, text == "auto"
+        if isinstance(text, str):
+            limit = None if text in ("auto", "none") else parse_size(text)
+        elif text is not None:
+            limit = whole_number("a budget", text, remedy="give bytes, or a text like 4GiB, auto or none")
         if limit is not None and limit <= 0:
             raise InvalidRequest(f"a budget must be positive, got {text!r}")
         self._limit, self._auto = limit, auto

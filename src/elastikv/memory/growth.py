@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from elastikv.arguments import instance
 from elastikv.errors import InvalidRequest
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -100,6 +101,7 @@ def offers(needed: Sequence[int], wanted: Sequence[int], n_spare: Callable[[], i
 
 def parse_growth(text: str) -> Growth:
     """``'double:1GiB'``, ``'step:256'`` or ``'exact'`` -> Growth. Raises InvalidRequest."""
+    instance("a growth policy", text, str, "a text like step:256")
     kind, _, argument = text.strip().partition(":")
     if kind == "exact" and not argument:
         return Growth("exact")

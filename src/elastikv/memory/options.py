@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from elastikv.errors import InvalidRequest
+from elastikv.arguments import MOST, instance, whole_number
 from elastikv.memory.base import CellType
 from elastikv.memory.growth import parse_growth
 from elastikv.memory.storage import StorageKind
@@ -54,9 +54,8 @@ class MemoryOptions:
     on_resize: Callable[[ResizeEvent], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.n_ctx < 1:
-            raise InvalidRequest(f"n_ctx must be at least 1, got {self.n_ctx}")
-        if self.initial < 1:
-            raise InvalidRequest(f"the initial capacity must be at least 1 cell, got {self.initial}")
+        whole_number("n_ctx", self.n_ctx, 1, MOST)
+        whole_number("the initial capacity (kv_initial)", self.initial, 1, MOST)
+        instance("kv_dynamic", self.dynamic, bool, "True or False")
         if self.growth is not None:
             parse_growth(self.growth)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from elastikv.arguments import whole_number
 from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.base import MemoryStats, RecurrentLayer, SequenceStats
@@ -276,7 +277,7 @@ class RecurrentMemory:
 
     def resize(self, n_cells: int, seq_id: int | None = None) -> None:
         """States have one size; only the bounds of the request are checked. InvalidRequest."""
-        if not 1 <= n_cells <= self.n_ctx:
+        if not 1 <= whole_number("n_cells", n_cells) <= self.n_ctx:
             raise InvalidRequest(f"n_cells must be in 1..{self.n_ctx} (n_ctx), got {n_cells}")
 
     def shrink_to_fit(self, seq_id: int | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from elastikv.arguments import whole_number
 from elastikv.errors import CacheFull, InvalidRequest
 from elastikv.memory.base import KVLayer
 from elastikv.memory.budget import Budget
@@ -114,6 +115,7 @@ class Streams:
 
     def resize(self, n_cells: int, seq_ids: Sequence[int]) -> None:
         """Set capacities to one number, all or none. InvalidRequest below what is used or above n_ctx; CacheFull."""
+        n_cells = whole_number("n_cells", n_cells)
         for seq_id in seq_ids:
             used = self.cells(seq_id).used
             if n_cells < used:
