@@ -98,7 +98,7 @@ def _planes(cache: KVCache, seq_id: int) -> list[torch.Tensor]:
 
 
 def bench_attention(bench: Bench, n_heads: int, layer: KVLayer, depths: list[int], cell_type: CellType) -> None:
-    """The compiled kernel alone, as a bound layer calls it."""
+    """The compiled kernel alone, as a fused layer calls it."""
     cache, n_rows = make_cache(layer, depths, cell_type), len(depths)
     q, out = torch.randn(n_rows, n_heads, layer.head_dim), torch.empty(n_rows, n_heads, layer.head_dim_v)
     layout, heads = CELLS[cell_type], (n_heads, layer.n_kv_heads, layer.head_dim, layer.head_dim_v)

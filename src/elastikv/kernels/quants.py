@@ -67,7 +67,7 @@ def repack(blocks: torch.Tensor, kind: str, target: str) -> torch.Tensor:
     """From any format to ``target``. Adds the target's rounding to the error that the weights carry already:
 
     of Gaussian weights, as relative rms: q8_0 0.5 %, q4_0 8 %; q4_k, q5_k or q6_k to q8_0 at most 0.6 %
-    (``tests/weights/test_quants.py`` measures both).
+    (``tests/kernels/test_quants.py`` measures both).
     """
     if kind == target:
         return blocks

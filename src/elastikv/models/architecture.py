@@ -40,6 +40,8 @@ _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gel
 
 
 class Architecture:
+    """Everything that is known of one architecture; it has no state, so one object serves all its models."""
+
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     """What ``architectures`` of a config.json has."""
@@ -161,13 +163,15 @@ class Architecture:
     # Layers
 
     def embedding_scale(self, config: ModelConfig) -> float:
+        """What embeddings are multiplied with."""
         return 1.0
 
     def mixer(self, read: ModelReader, layer: int, ordinal: int) -> Sublayer:
-        """ordinal: the layer's number among those with the same kind of memory."""
+        """The first half of a block. ordinal: the layer's number among those with the same kind of memory."""
         return read.kernels.attention_layer(read.attention(layer), ordinal)
 
     def feed_forward(self, read: ModelReader, layer: int) -> Sublayer:
+        """The second half of a block: an MLP, or experts."""
         return read.kernels.mlp_layer(read.mlp(layer, activation=self.activation))
 
     def ordinals(self, config: ModelConfig) -> list[int]:
