@@ -1,4 +1,4 @@
-"""An ``LLM`` for asyncio: one worker thread owns it, and everybody else asks that thread."""
+"""An ``LLM`` for asyncio: one worker thread computes, and coroutines ask that thread."""
 
 from __future__ import annotations
 

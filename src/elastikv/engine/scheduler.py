@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 
 class Scheduler:
-    """Runs requests on an engine, step by step. Not thread-safe: one thread owns it.
+    """Runs requests on an engine, step by step. Not thread-safe: see ``LLM.turn``.
 
     Requests run in the order of their arrival, at most ``options.n_parallel`` at once. When growth is
     refused, idle sessions leave memory first, then the youngest running request goes back to wait
@@ -194,7 +195,12 @@ class Scheduler:
 
     @property
     def _running(self) -> list[Request]:
-        return [request for request in self._requests if request.is_running and not request.finished]
+        """They stand before those that wait: requests start in order, and the youngest gives way first.
+
+        So a queue of thousands is not looked through several times a step.
+        """
+        started = itertools.takewhile(lambda request: request.is_running or request.finished, self._requests)
+        return [request for request in started if not request.finished]
 
     @property
     def _waiting(self) -> list[Request]:
@@ -213,8 +219,8 @@ class Scheduler:
     # The parts of a step
 
     def _admit(self) -> None:
-        while waiting := self._waiting:
-            if len(self._running) >= self.options.n_parallel or not self._may_start(waiting[0]):
+        while len(self._running) < self.options.n_parallel and (waiting := self._waiting):
+            if not self._may_start(waiting[0]):
                 return
             n_cached = self.store.acquire(waiting[0])
             waiting[0].start(self._clock(), n_cached)
