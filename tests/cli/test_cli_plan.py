@@ -59,7 +59,7 @@ def test_recurrent_state_is_told_apart(elastikv, qwen3_5_27b):
     assert plan["recurrent_bytes"] == pytest.approx(48 * (conv + state), rel=0.01)
 
 
-# As published.
+# As published; of the latter without what is of pictures.
 QWEN3_30B_A3B = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "attention_bias": False,
@@ -95,12 +95,56 @@ QWEN3_30B_A3B = {
     "use_sliding_window": False,
     "vocab_size": 151936,
 }
+QWEN3_5_35B_A3B = {
+    "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+    "image_token_id": 248056,
+    "model_type": "qwen3_5_moe",
+    "text_config": {
+        "attention_bias": False,
+        "attn_output_gate": True,
+        "dtype": "bfloat16",
+        "eos_token_id": 248044,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 10,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_5_moe_text",
+        "moe_intermediate_size": 512,
+        "mtp_num_hidden_layers": 1,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "rope_type": "default",
+            "rope_theta": 10000000,
+            "partial_rotary_factor": 0.25,
+        },
+        "router_aux_loss_coef": 0.001,
+        "shared_expert_intermediate_size": 512,
+        "vocab_size": 248320,
+    },
+    "tie_word_embeddings": False,
+}
 
 
 @pytest.mark.parametrize(
     ("config", "architecture", "cell_kib", "states"),
     [
         (QWEN3_30B_A3B, "qwen3_moe", 96, 0),
+        (QWEN3_5_35B_A3B, "qwen3_5_moe", 20, 30 * 4 * ((2 * 16 + 32) * 128 * 3 + 32 * 128 * 128)),
     ],
 )
 def test_experts_cost_no_cache(elastikv, tmp_path, config, architecture, cell_kib, states):

@@ -18,7 +18,7 @@ from elastikv.models import LoadedModel, load_model
 KERNELS = ("reference", "cpu")
 ATOL = dict.fromkeys(ARCHITECTURES, 5e-5)
 # On these weights transformers' own float32 logits are 1e-4 from float64's: gated norms blow up small outputs.
-ATOL["qwen3_5"] = 3e-4
+ATOL["qwen3_5"] = ATOL["qwen3_5_moe"] = 3e-4
 
 
 def load(path: Path, kernels: str = "reference", **options: Any) -> LoadedModel:
@@ -94,6 +94,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe, experts in every second layer": ("qwen3_moe", {"decoder_sparse_step": 2, "num_hidden_layers": 4}),
     "qwen3_moe with a window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 24}),
     "qwen3_moe, a window that is not used": ("qwen3_moe", {"use_sliding_window": False, "sliding_window": 4}),
+    "qwen3_5_moe, other counts and widths": (
+        "qwen3_5_moe",
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 20,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -131,7 +141,7 @@ def test_a_config_that_leaves_out_its_class_defaults(tmp_path: Path) -> None:
     assert_close(decode(model, open_memory(model), {0: ids})[0], peer_logits(peer, ids), "mistral")
 
 
-@pytest.mark.parametrize("arch", ["qwen3_5"])
+@pytest.mark.parametrize("arch", ["qwen3_5", "qwen3_5_moe"])
 def test_text_model_of_a_vision_language_checkpoint(arch: str, tmp_path: Path) -> None:
     path = tiny_model(f"{arch}_vl", tmp_path)
     peer = AutoModelForCausalLM.from_pretrained(path)  # takes the text part, too

@@ -9,6 +9,7 @@ from elastikv.models.mistral import Mistral
 from elastikv.models.qwen2 import Qwen2
 from elastikv.models.qwen3 import Qwen3
 from elastikv.models.qwen3_5 import Qwen3_5
+from elastikv.models.qwen3_5_moe import Qwen3_5Moe
 from elastikv.models.qwen3_moe import Qwen3Moe
 from elastikv.weights.gguf.header import GGUFHeader
 from elastikv.weights.hf import HFConfig
@@ -20,6 +21,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Qwen3(),
     Qwen3_5(),
     Qwen3Moe(),
+    Qwen3_5Moe(),
 )
 """Where several share a name in GGUF, the first reads it."""
 

@@ -57,6 +57,8 @@ def _both(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         ("qwen3_5", {**_DELTA_NET, "linear_num_value_heads": 2, "tie_word_embeddings": False}),
         ("qwen3_moe", {}),
         ("qwen3_moe", {"num_experts": 5, "num_experts_per_tok": 5, "tie_word_embeddings": True}),
+        ("qwen3_5_moe", _DELTA_NET),
+        ("qwen3_5_moe", {**_DELTA_NET, "shared_expert_intermediate_size": 32, "num_experts_per_tok": 1}),
     ],
 )
 def test_f32_logits_are_llama_cpps(arch: str, overrides: dict[str, Any], tmp_path: Path) -> None:
@@ -72,16 +74,20 @@ def test_f32_logits_are_llama_cpps(arch: str, overrides: dict[str, Any], tmp_pat
         ("llama", {}),
         ("qwen3_5", _DELTA_NET),
         ("qwen3_moe", {}),
+        ("qwen3_5_moe", {**_DELTA_NET, "num_experts_per_tok": 8}),
     ],
 )
 def test_packed_logits_are_llama_cpps_but_for_its_activations(
     arch: str, overrides: dict[str, Any], file_type: str, tmp_path: Path
 ) -> None:
-    """llama.cpp rounds activations to the weights' 16 bits, or to 8 for packed weights; here they stay f32."""
+    """llama.cpp rounds activations to the weights' 16 bits, or to 8 for packed weights; here they stay f32.
+
+    Of experts that are nearly as good it may then choose others: in one of these models all are used.
+    """
     path = export_gguf(tiny_model(arch, tmp_path / "model", **overrides), tmp_path / "model.gguf", file_type)
     ours, theirs = _both(path)
     error = (ours - theirs).square().mean().sqrt() / ours.std()
-    assert error < (0.02 if file_type in ("f16", "bf16") else 0.1)
+    assert error < (0.02 if file_type in ("f16", "bf16") else 0.15)
 
 
 @pytest.mark.parametrize("kind", K_QUANTS)

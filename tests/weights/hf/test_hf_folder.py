@@ -56,7 +56,7 @@ def test_vision_language_checkpoint_offers_its_text_model_under_plain_names(tmp_
     assert checkpoint.config.n_vocab == N_VOCAB
 
 
-@pytest.mark.parametrize("arch", ["qwen3_moe"])
+@pytest.mark.parametrize("arch", ["qwen3_moe", "qwen3_5_moe"])
 def test_experts_in_one_tensor_are_those_in_tensors_of_their_own(arch: str, tmp_path: Path) -> None:
     """Published checkpoints have both: of Qwen3-30B-A3B the latter, of Qwen3.5-35B-A3B the former."""
     path = tiny_model(arch, tmp_path)
