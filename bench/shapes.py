@@ -6,6 +6,7 @@ python -m bench.shapes qwen3-0.6b /tmp/models --gguf q8_0 f16
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import tempfile
 import zlib
@@ -53,6 +54,24 @@ QWEN3_5_0_8B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+QWEN3_30B_A3B_4: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "num_hidden_layers": 4,  # of 48
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 32000,  # of 151936
+    "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+
 SMALL: dict[str, Any] = {
     **QWEN3_0_6B,
     "hidden_size": 256,
@@ -64,7 +83,12 @@ SMALL: dict[str, Any] = {
     "head_dim": 64,
 }
 
-SHAPES = {"qwen3-0.6b": QWEN3_0_6B, "qwen3.5-0.8b": QWEN3_5_0_8B, "small": SMALL}
+SHAPES = {
+    "qwen3-0.6b": QWEN3_0_6B,
+    "qwen3.5-0.8b": QWEN3_5_0_8B,
+    "qwen3-30b-a3b-4-layers": QWEN3_30B_A3B_4,
+    "small": SMALL,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +150,14 @@ def _write_q4_k_m(source: Path, path: Path) -> None:
     from tools.gguf_files import random_blocks, rewrite
 
     def packed(name: str, data: np.ndarray) -> tuple[np.ndarray, str] | None:
-        if data.ndim != 2 or data.shape[1] % 256:
+        if data.ndim < 2 or data.shape[-1] % 256 or "ffn_gate_inp" in name:
             return None
         layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
         finer = name.startswith(("token_embd", "output")) or (("attn_v" in name or "ffn_down" in name) and layer % 2)
         kind = "q6_k" if finer else "q4_k"
-        n_out, n_in = data.shape
-        return random_blocks(kind, n_out, n_in, seed=zlib.crc32(name.encode())), kind
+        *outer, n_in = data.shape
+        blocks = random_blocks(kind, math.prod(outer), n_in, seed=zlib.crc32(name.encode()))
+        return blocks.reshape(*outer, -1), kind
 
     rewrite(source, path, tensor=packed)
 

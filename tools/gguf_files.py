@@ -37,8 +37,13 @@ def rewrite(
     metadata: Mapping[str, Any] | None = None,
     without: Collection[str] = (),
     tensor: Callable[[str, np.ndarray], tuple[np.ndarray, str] | None] = lambda name, data: None,
+    tensors: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors,
 ) -> Path:
-    """Copy a GGUF; ``metadata`` replaces values by key, ``without`` drops keys, ``tensor`` the bytes and type."""
+    """Copy a GGUF.
+
+    ``metadata`` replaces values by key, ``without`` drops keys, ``tensors`` gives other tensors by name, ``tensor``
+    another tensor's bytes and their type.
+    """
     reader = GGUFReader(source)
     changed = dict(metadata or {})
     architecture = changed.pop("general.architecture", reader.fields["general.architecture"].contents())
@@ -51,12 +56,13 @@ def rewrite(
         writer.add_key_value(key, value, field.types[0], sub_type=field.types[-1] if array else None)
     for key, value in changed.items():
         writer.add_key_value(key, value, GGUFValueType.UINT32)
-    for entry in reader.tensors:
-        replaced = tensor(entry.name, entry.data)
+    kinds = {entry.name: entry.tensor_type for entry in reader.tensors}
+    for name, data in tensors({entry.name: entry.data for entry in reader.tensors}).items():
+        replaced = tensor(name, data)
         if replaced is None:
-            writer.add_tensor(entry.name, np.array(entry.data), raw_dtype=entry.tensor_type)
+            writer.add_tensor(name, np.array(data), raw_dtype=kinds.get(name))
         else:
-            writer.add_tensor(entry.name, replaced[0], raw_dtype=GGMLQuantizationType[replaced[1].upper()])
+            writer.add_tensor(name, replaced[0], raw_dtype=GGMLQuantizationType[replaced[1].upper()])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -8,6 +8,7 @@ import pytest
 from support.tiny_models import tiny_model
 
 from elastikv import LLM
+from elastikv.models import read_config
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -56,6 +57,104 @@ def test_recurrent_state_is_told_apart(elastikv, qwen3_5_27b):
     conv = (2 * 16 * 128 + 48 * 128) * 3 * 4
     state = 48 * 128 * 128 * 4
     assert plan["recurrent_bytes"] == pytest.approx(48 * (conv + state), rel=0.01)
+
+
+# As published; of the latter without what is of pictures.
+QWEN3_30B_A3B = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "decoder_sparse_step": 1,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 48,
+    "mlp_only_layers": [],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN3_5_35B_A3B = {
+    "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+    "image_token_id": 248056,
+    "model_type": "qwen3_5_moe",
+    "text_config": {
+        "attention_bias": False,
+        "attn_output_gate": True,
+        "dtype": "bfloat16",
+        "eos_token_id": 248044,
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"] * 10,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_5_moe_text",
+        "moe_intermediate_size": 512,
+        "mtp_num_hidden_layers": 1,
+        "num_attention_heads": 16,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [11, 11, 10],
+            "rope_type": "default",
+            "rope_theta": 10000000,
+            "partial_rotary_factor": 0.25,
+        },
+        "router_aux_loss_coef": 0.001,
+        "shared_expert_intermediate_size": 512,
+        "vocab_size": 248320,
+    },
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "cell_kib", "states"),
+    [
+        (QWEN3_30B_A3B, "qwen3_moe", 96, 0),
+        (QWEN3_5_35B_A3B, "qwen3_5_moe", 20, 30 * 4 * ((2 * 16 + 32) * 128 * 3 + 32 * 128 * 128)),
+    ],
+)
+def test_experts_cost_no_cache(elastikv, tmp_path, config, architecture, cell_kib, states):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert read_config(path).architecture == architecture
+    plan = json.loads(elastikv("plan", "-m", path, "-c", "32768", "--at", "6000", "--json").out)
+    assert plan["bytes_per_cell"] == cell_kib * KIB
+    assert plan["static_bytes"] == 32768 * cell_kib * KIB
+    assert plan["recurrent_bytes"] == pytest.approx(states, rel=0.01)
 
 
 def test_parallel_sequences_and_cell_types_scale(elastikv, qwen3_5_27b):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from support.forward import NewBuffers
 from torch.nn.functional import rms_norm
 
 from elastikv.kernels import quants
@@ -16,13 +17,6 @@ from elastikv.kernels.weights import LinearWeights, MlpWeights, Norms, PackedTen
 from tools.gguf_files import K_QUANTS, random_blocks
 
 KERNELS = ReferenceKernels()
-
-
-class NewBuffers:
-    """Every view is a tensor of its own."""
-
-    def view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.full(shape, math.nan, dtype=dtype)
 
 
 def packed(weight: torch.Tensor, kind: str) -> PackedTensor:

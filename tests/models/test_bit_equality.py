@@ -38,7 +38,7 @@ def run(model: Model, **options: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("cell_type", ["f32", "f16", "q8_0"])
-@pytest.mark.parametrize("arch", ["mistral", "qwen3", "qwen3_5"])
+@pytest.mark.parametrize("arch", ["mistral", "qwen3", "qwen3_5", "qwen3_5_moe"])
 def test_static_and_dynamic_copy_and_mmap_whatever_the_growth(
     arch: str, cell_type: str, kernels: str, tmp_path: Path
 ) -> None:

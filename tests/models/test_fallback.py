@@ -18,7 +18,7 @@ from elastikv.memory.base import KVLayer, RecurrentLayer
 from elastikv.models import memory_layers, read_config
 
 N_NEW = 2 * WINDOW
-OWN_FILES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text")
+OWN_FILES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "qwen3_moe")
 FALLBACK = tuple(name for name in ARCHITECTURES if name not in OWN_FILES)
 
 
@@ -106,7 +106,7 @@ def test_memory_is_told_from_the_config_alone(model_type: str, folders: Any) -> 
         assert list(memory_layers(read_config(folder / "config.json"))) == list(llm.model.memory_layers)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "deepseek_v3"])
 def test_what_a_config_leaves_out_is_what_transformers_has(model_type: str, tmp_path: Path) -> None:
     small = {"model_type": model_type, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8}
     (tmp_path / "config.json").write_text(json.dumps(small))

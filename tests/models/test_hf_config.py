@@ -131,6 +131,8 @@ def test_fields_that_an_architecture_does_not_have_are_ignored_as_transformers_i
         "qwen2": {"attention_bias": True, "mlp_bias": True},
         "qwen3": {"mlp_bias": True, "full_attention_interval": 2},
         "qwen3_5": {"mlp_bias": True, "sliding_window": 7},
+        "qwen3_moe": {"mlp_bias": True, "layer_types": ["sliding_attention"] * 3, "shared_expert_intermediate_size": 8},
+        "qwen3_5_moe": {"mlp_bias": True, "norm_topk_prob": False, "mlp_only_layers": [0], "intermediate_size": 8},
     }
     for arch in ARCHITECTURES:
         raw = tiny_transformers_model(arch).config.to_dict()

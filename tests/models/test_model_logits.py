@@ -18,7 +18,7 @@ from elastikv.models import LoadedModel, load_model
 KERNELS = ("reference", "cpu")
 ATOL = dict.fromkeys(ARCHITECTURES, 5e-5)
 # On these weights transformers' own float32 logits are 1e-4 from float64's: gated norms blow up small outputs.
-ATOL["qwen3_5"] = 3e-4
+ATOL["qwen3_5"] = ATOL["qwen3_5_moe"] = 3e-4
 
 
 def load(path: Path, kernels: str = "reference", **options: Any) -> LoadedModel:
@@ -84,6 +84,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_5",
         {"layer_types": ["linear_attention", "full_attention"] * 2, "tie_word_embeddings": False},
     ),
+    "qwen3_moe, weights as the softmax has them": ("qwen3_moe", {"norm_topk_prob": False}),
+    "qwen3_moe, one expert, tied, with biases": (
+        "qwen3_moe",
+        {"num_experts_per_tok": 1, "norm_topk_prob": False, "tie_word_embeddings": True, "attention_bias": True},
+    ),
+    "qwen3_moe, all experts": ("qwen3_moe", {"num_experts_per_tok": 8}),
+    "qwen3_moe with an MLP in one layer": ("qwen3_moe", {"mlp_only_layers": [1]}),
+    "qwen3_moe, experts in every second layer": ("qwen3_moe", {"decoder_sparse_step": 2, "num_hidden_layers": 4}),
+    "qwen3_moe with a window": ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 24}),
+    "qwen3_moe, a window that is not used": ("qwen3_moe", {"use_sliding_window": False, "sliding_window": 4}),
+    "qwen3_5_moe, other counts and widths": (
+        "qwen3_5_moe",
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 20,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 
 
@@ -99,7 +119,7 @@ def test_variants_of_the_architectures(variant: str, tmp_path: Path) -> None:
     assert_close(decode(model, memory, {0: ids[-1:]})[0], wanted[-1:], arch)
 
 
-@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "qwen3_5"])
+@pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if not arch.startswith("qwen3_5")])
 def test_partial_rotation_is_ignored_where_transformers_ignores_it(arch: str, tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     peer = tiny_transformers_model(arch, rope_parameters=rope)
@@ -121,13 +141,14 @@ def test_a_config_that_leaves_out_its_class_defaults(tmp_path: Path) -> None:
     assert_close(decode(model, open_memory(model), {0: ids})[0], peer_logits(peer, ids), "mistral")
 
 
-def test_text_model_of_a_vision_language_checkpoint(tmp_path: Path) -> None:
-    path = tiny_model("qwen3_5_vl", tmp_path)
+@pytest.mark.parametrize("arch", ["qwen3_5", "qwen3_5_moe"])
+def test_text_model_of_a_vision_language_checkpoint(arch: str, tmp_path: Path) -> None:
+    path = tiny_model(f"{arch}_vl", tmp_path)
     peer = AutoModelForCausalLM.from_pretrained(path)  # takes the text part, too
     ids = random_ids(80, N_VOCAB)
     loaded = load(path)
     assert loaded.model.info.n_layers == 4
-    assert_close(decode(loaded.model, open_memory(loaded.model), {0: ids})[0], peer_logits(peer, ids), "qwen3_5")
+    assert_close(decode(loaded.model, open_memory(loaded.model), {0: ids})[0], peer_logits(peer, ids), arch)
 
 
 def test_only_the_rows_asked_for_give_logits(tmp_path: Path) -> None:

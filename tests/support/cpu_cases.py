@@ -1,4 +1,4 @@
-"""What the tests of the cpu kernels share: ubatches over real memory, and poison."""
+"""What the tests of the cpu kernels share: weights of every format, ubatches over real memory, and poison."""
 
 from __future__ import annotations
 
@@ -8,9 +8,28 @@ import numpy as np
 import torch
 
 from elastikv.batch import Span, UBatch
+from elastikv.kernels import quants
 from elastikv.kernels.cpu import CpuKernels
+from elastikv.kernels.weights import PackedTensor, Weight
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
+from tools.gguf_files import K_QUANTS, random_blocks
+
+FORMATS = ["f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS]
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_weight(kind: str, n_out: int, n_in: int) -> tuple[Weight, torch.Tensor]:
+    """A weight, and the values it stands for in float64."""
+    values = torch.randn(n_out, n_in) / n_in**0.5
+    if kind in DTYPES:
+        dense = values.to(DTYPES[kind])
+        return dense, dense.double()
+    if kind in K_QUANTS:
+        packed = torch.from_numpy(random_blocks(kind, n_out, n_in, seed=int(torch.randint(1 << 30, ()))))
+    else:
+        packed = quants.pack(values, kind)
+    return PackedTensor(kind, (n_out, n_in), packed), quants.unpack(packed, kind).double()
 
 
 @functools.cache

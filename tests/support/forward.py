@@ -26,6 +26,13 @@ class PoisonedBuffers:
         return self._buffers[name][:n_bytes].view(dtype).view(shape).fill_(math.nan)
 
 
+class NewBuffers:
+    """Every view is a tensor of its own."""
+
+    def view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.full(shape, math.nan, dtype=dtype)
+
+
 def open_memory(model: Model, **options: Any) -> Memory:
     """Float32 cells and no budget, unless said otherwise."""
     defaults: dict[str, Any] = {"n_ctx": 1024, "k_type": "f32", "v_type": "f32"}

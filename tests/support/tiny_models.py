@@ -26,12 +26,18 @@ from transformers import (
     Qwen3_5Config,
     Qwen3_5ForCausalLM,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5", "qwen3_moe", "qwen3_5_moe")
 N_VOCAB = 384
 
 _CLASSES: dict[str, tuple[type, type]] = {
@@ -40,6 +46,12 @@ _CLASSES: dict[str, tuple[type, type]] = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "qwen3_5": (Qwen3_5TextConfig, Qwen3_5ForCausalLM),
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+    "qwen3_5_moe": (Qwen3_5MoeTextConfig, Qwen3_5MoeForCausalLM),
+}
+_VISION_CLASSES: dict[str, tuple[type, type]] = {
+    "qwen3_5": (Qwen3_5Config, Qwen3_5ForConditionalGeneration),
+    "qwen3_5_moe": (Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration),
 }
 
 _COMMON: dict[str, Any] = {
@@ -54,20 +66,23 @@ _COMMON: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+_HYBRID: dict[str, Any] = {
+    "num_hidden_layers": 4,  # three gated delta nets, then full attention
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+}
+_EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 _OWN: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 48},
     "qwen2": {"head_dim": 16},  # its config has no head_dim: hidden_size / num_attention_heads
     "qwen3": {"tie_word_embeddings": True},
-    "qwen3_5": {
-        "num_hidden_layers": 4,  # three gated delta nets, then full attention
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 24,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-        "tie_word_embeddings": True,
-    },
+    "qwen3_5": {**_HYBRID, "tie_word_embeddings": True},
+    "qwen3_moe": {**_EXPERTS, "norm_topk_prob": True},
+    "qwen3_5_moe": {**_HYBRID, **_EXPERTS, "shared_expert_intermediate_size": 64},
 }
 
 _CORPUS = (
@@ -106,10 +121,10 @@ def tiny_transformers_model(arch: str, *, seed: int = 0, **overrides: Any) -> Pr
     config = config_class(**{**_COMMON, **_OWN[text_arch], "eos_token_id": eos, **overrides})
     if arch.endswith("_vl"):
         vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
-        config = Qwen3_5Config(
+        config_class, model_class = _VISION_CLASSES[text_arch]
+        config = config_class(
             text_config=config.to_dict(), vision_config=vision, tie_word_embeddings=config.tie_word_embeddings
         )
-        model_class = Qwen3_5ForConditionalGeneration
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config).eval().to(torch.float32)
@@ -121,7 +136,7 @@ def tiny_transformers_model(arch: str, *, seed: int = 0, **overrides: Any) -> Pr
 def _randomise(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.ndim >= 2:
-            parameter.normal_(std=1.0 / math.sqrt(parameter[0].numel()))
+            parameter.normal_(std=1.0 / math.sqrt(parameter.shape[-1]))
         else:  # norms, biases, A_log and dt_bias: around what they start from
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
 

@@ -32,7 +32,8 @@ def write_config(writer: GGUFWriter, architecture: Architecture, config: ModelCo
         writer.add_sliding_window(config.window)
         writer.add_sliding_window_pattern([kind == "sliding" for kind in config.layer_types])
     for field, key in architecture.gguf_keys.items():
-        writer.add_uint32(f"{architecture.gguf_name}.{key}", fields[field])
+        add = writer.add_bool if isinstance(fields[field], bool) else writer.add_uint32
+        add(f"{architecture.gguf_name}.{key}", fields[field])
     _write_rope(writer, config.rope)
     if config.delta_net is not None:
         _write_delta_net(writer, config.delta_net, config)

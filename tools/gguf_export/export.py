@@ -1,7 +1,7 @@
 """A Hugging Face folder as a GGUF file that llama.cpp runs: ``python -m tools.gguf_export FOLDER OUT``.
 
 For tests and for measuring side by side on the very same weights. Tensors are read, changed, packed and written one
-by one. As in llama.cpp's converter, vectors, norms and convolutions stay f32; matrices whose rows the wanted
+by one. As in llama.cpp's converter, vectors, norms, convolutions and routers stay f32; matrices whose rows the wanted
 blocks do not divide become f16.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType
 
-from elastikv.errors import InvalidRequest
+from elastikv.errors import InvalidRequest, UnsupportedModel
 from elastikv.kernels import quants
 from elastikv.models.checkpoint import open_checkpoint
 from elastikv.models.config import ModelConfig
@@ -34,7 +34,7 @@ FILE_TYPES = {
     "q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 _FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-_ALWAYS_F32 = ("norm.weight", "conv1d.weight")
+_ALWAYS_F32 = ("norm.weight", "conv1d.weight", "mlp.gate.weight")
 
 
 def export_gguf(folder: Path | str, out_path: Path | str, file_type: str = "f32") -> Path:
@@ -49,6 +49,9 @@ def export_gguf(folder: Path | str, out_path: Path | str, file_type: str = "f32"
     stored = {name: place for name, place in architecture.places(config).items() if name in source}
     if config.tie_embeddings:
         stored.pop("lm_head.weight", None)
+    homeless = set(source.names()) - set(stored) - {"lm_head.weight"}
+    if homeless:
+        raise UnsupportedModel(f"{folder}: a GGUF of {architecture.gguf_name} has no place for {min(homeless)}")
 
     out_path = Path(out_path)
     partial = out_path.with_name(out_path.name + ".partial")
@@ -72,31 +75,39 @@ def _write_tensors(
     rope_freqs = rope_freq_factors(config.rope)
     if rope_freqs is not None:
         writer.add_tensor_info(ROPE_FREQS, rope_freqs.shape, rope_freqs.dtype, rope_freqs.nbytes)
+    by_place: dict[str, list[str]] = {}
+    for name, place in stored.items():
+        by_place.setdefault(place.gguf_name, []).append(name)
     # The table of tensors comes before their bytes, so shapes have to be known first.
     kinds: dict[str, str] = {}
-    for name, place in stored.items():
-        shape = _stored_shape(place.change, tuple(source.get(name).shape))
-        kinds[name] = kind = _kind(name, shape, file_type)
+    for gguf_name, names in by_place.items():
+        place = stored[names[0]]
+        shape = _stored_shape(place.change, tuple(source.get(names[0]).shape))
+        kinds[gguf_name] = kind = _kind(names[0], shape, file_type)
+        if place.expert is not None:
+            shape = (len(names), *shape)
         n_bytes = int(np.prod(shape[:-1])) * quants.row_bytes(kind, shape[-1])
         raw_type = GGMLQuantizationType[kind.upper()]
-        writer.add_tensor_info(place.gguf_name, shape, np.dtype(np.float32), n_bytes, raw_dtype=raw_type)
+        writer.add_tensor_info(gguf_name, shape, np.dtype(np.float32), n_bytes, raw_dtype=raw_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if rope_freqs is not None:
         writer.write_tensor_data(rope_freqs)
-    for name, place in stored.items():
-        writer.write_tensor_data(_encode(_changed(source.get(name), place.change), kinds[name]))
+    for gguf_name, names in by_place.items():
+        # Of several experts: they are named in their order.
+        pieces = [_encode(_changed(source.get(name), stored[name].change), kinds[gguf_name]) for name in names]
+        writer.write_tensor_data(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
 
 
 def _stored_shape(change: Change, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0], *shape[2:]) if change.squeezed else shape
+    return shape if change.squeezed is None else (*shape[: change.squeezed], *shape[change.squeezed + 1 :])
 
 
 def _changed(tensor: torch.Tensor, change: Change) -> torch.Tensor:
     """The inverse of ``Change.undo``."""
-    if change.squeezed:
-        tensor = tensor.squeeze(1)
+    if change.squeezed is not None:
+        tensor = tensor.squeeze(change.squeezed)
     if change.row_order is not None:
         tensor = tensor[change.row_order]
     if change.column_order is not None:

@@ -16,7 +16,14 @@ import torch
 
 from elastikv.batch import UBatch
 from elastikv.kernels.rope import Rope
-from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, LinearWeights, MlpWeights, Weight
+from elastikv.kernels.weights import (
+    AttentionWeights,
+    DeltaNetWeights,
+    ExpertsWeights,
+    LinearWeights,
+    MlpWeights,
+    Weight,
+)
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
@@ -101,6 +108,8 @@ class Kernels(Protocol):
 
     def mlp_layer(self, weights: MlpWeights) -> Sublayer: ...
 
+    def experts_layer(self, weights: ExpertsWeights) -> Sublayer: ...
+
     # Operations
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
@@ -123,6 +132,17 @@ class Kernels(Protocol):
 
     def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """``gelu(gate) * up``, gelu by its tanh approximation; otherwise like ``silu_mul``."""
+        ...
+
+    def route(
+        self, x: torch.Tensor, router: torch.Tensor, n_experts: int, n_used: int, normalised: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ``n_used`` experts with the largest of ``softmax(x @ router[:n_experts].T)``, in ascending order.
+
+        x ``[n, hidden_size]``, router f32. Gives the largest, f32 ``[n, n_used]``, divided by their sum if normalised,
+        and the experts, int64. If the router has one row more, the sigmoid of its product is one column more: the
+        weight of the shared expert.
+        """
         ...
 
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ from elastikv.kernels.rope import Rope
 from elastikv.kernels.weights import (
     AttentionWeights,
     DeltaNetWeights,
+    ExpertsWeights,
+    ExpertWeights,
     LinearPart,
     LinearWeights,
     MlpWeights,
@@ -42,6 +44,9 @@ class ComposedKernels:
 
     def mlp_layer(self: Kernels, weights: MlpWeights) -> Mlp:
         return Mlp(self, weights)
+
+    def experts_layer(self: Kernels, weights: ExpertsWeights) -> Experts:
+        return Experts(self, weights)
 
 
 class Linear:
@@ -183,3 +188,49 @@ class Mlp(Residual):
         self._gate_up(x, out=wide)
         self._activate(wide, out=inner)
         self._down(inner, out=out)
+
+
+class _Expert:
+    """x ``[n, hidden_size]`` to out, over buffers of the expert's own widths."""
+
+    def __init__(self, kernels: Kernels, weights: ExpertWeights) -> None:
+        self._kernels = kernels
+        self._gate_up = kernels.linear_layer(weights.gate_up)
+        self._down = kernels.linear_layer(weights.down)
+
+    def __call__(self, x: torch.Tensor, wide: torch.Tensor, inner: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        self._gate_up(x, out=wide)
+        self._kernels.silu_mul(wide, out=inner)
+        return self._down(inner, out=out)
+
+
+class Experts(Residual):
+    """Tokens are brought together by expert: each expert multiplies once with all of its."""
+
+    def __init__(self, kernels: Kernels, weights: ExpertsWeights) -> None:
+        first, shared, hidden = weights.experts[0], weights.shared, weights.router.shape[1]
+        widths = {"wide": first.gate_up.n_out, "inner": first.down.n_in}
+        if shared is not None:
+            widths |= {"shared_wide": shared.gate_up.n_out, "shared_inner": shared.down.n_in}
+        super().__init__(kernels, weights.norms, None, **widths, gathered=hidden, expert_out=hidden)
+        self._weights = weights
+        self._experts = [_Expert(kernels, expert) for expert in weights.experts]
+        self._shared = None if shared is None else _Expert(kernels, shared)
+
+    def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
+        wide, inner, *shared_buffers, gathered, expert_out = buffers
+        router, n_used, normalised = self._weights.router, self._weights.n_used, self._weights.normalised
+        weights, experts = self._kernels.route(x, router, len(self._experts), n_used, normalised)
+        by_expert = experts.flatten().argsort(stable=True)
+        counts = experts.flatten().bincount(minlength=len(self._experts)).tolist()
+        tokens = (by_expert // n_used).split(counts)
+        shares = weights[:, :n_used].flatten()[by_expert].unsqueeze(1).split(counts)
+
+        out.zero_()
+        for expert, n, rows, share in zip(self._experts, counts, tokens, shares, strict=True):
+            if n:
+                torch.index_select(x, 0, rows, out=gathered[:n])
+                expert(gathered[:n], wide[:n], inner[:n], out=expert_out[:n])
+                out.index_add_(0, rows, expert_out[:n].mul_(share))
+        if self._shared is not None:
+            out.add_(self._shared(x, shared_buffers[0], shared_buffers[1], out=expert_out).mul_(weights[:, n_used:]))

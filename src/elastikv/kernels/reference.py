@@ -65,6 +65,16 @@ class ReferenceKernels(ComposedKernels):
             torch.mul(gelu(gate[rows], approximate="tanh"), up[rows], out=out[rows])
         return out
 
+    def route(
+        self, x: torch.Tensor, router: torch.Tensor, n_experts: int, n_used: int, normalised: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = torch.mm(x, router.t())
+        weights, experts = logits[:, :n_experts].softmax(-1).topk(n_used)
+        if normalised:
+            weights /= weights.sum(-1, keepdim=True)
+        experts, order = experts.sort(-1)
+        return torch.cat([weights.gather(1, order), logits[:, n_experts:].sigmoid()], dim=1), experts
+
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         for rows in _tiles(len(x), x[0].numel()):
             x[rows].mul_(gate[rows].sigmoid())

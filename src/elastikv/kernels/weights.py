@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -88,6 +88,29 @@ class MlpWeights:
     gate_up: LinearWeights
     down: LinearWeights
     activation: Activation = "silu"
+
+
+class ExpertWeights(NamedTuple):
+    """A gated MLP of several, ``down(silu(gate) * up)``. gate_up gives the gate first, then up."""
+
+    gate_up: LinearWeights
+    down: LinearWeights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertsWeights:
+    """A mixture of experts: for each token the sum of the ``n_used`` that a router chooses, times their weights.
+
+    router: f32 ``[n_experts, hidden_size]``, see ``Kernels.route``. shared: an expert for every token; its gate is a
+    further row of the router. All experts have the same width, the shared one has its own.
+    """
+
+    norms: Norms
+    router: torch.Tensor
+    experts: tuple[ExpertWeights, ...]
+    n_used: int
+    normalised: bool
+    shared: ExpertWeights | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ architecture differs, and is listed in ``registry``.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from elastikv.models.rope import read_rope
 from elastikv.weights.base import Fields
 from elastikv.weights.gguf import Change, GGUFFields, GGUFFile, Place
 from elastikv.weights.gguf.header import GGUFHeader
-from elastikv.weights.gguf.places import PLUS_ONE, gguf_names
+from elastikv.weights.gguf.places import PLUS_ONE, find_places
 from elastikv.weights.hf import HFConfig
 
 _LAYER_TYPES: dict[str, LayerType] = {
@@ -157,8 +158,8 @@ class Architecture:
 
     def places(self, config: ModelConfig) -> dict[str, Place]:
         """Where each tensor lies in a GGUF."""
-        names = gguf_names(self.gguf_name, config.n_layers, self.tensors(config), self.gguf_aliases)
-        return {name: Place(gguf_name, self.gguf_change(config, name)) for name, gguf_name in names.items()}
+        change_of = functools.partial(self.gguf_change, config)
+        return find_places(self.gguf_name, config.n_layers, self.tensors(config), self.gguf_aliases, change_of)
 
     # Layers
 

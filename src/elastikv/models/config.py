@@ -61,6 +61,21 @@ class DeltaNetConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """A mixture of experts in place of an MLP, of which each token goes to ``n_used``.
+
+    width, shared_width: of an expert's inner layer, and of that of the one that every token goes to (0: there is none).
+    normalised: weights of those that a token goes to add up to 1.
+    """
+
+    n_experts: int
+    n_used: int
+    width: int
+    normalised: bool
+    shared_width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Everything that decides a model's computation and memory, and no tensor.
 

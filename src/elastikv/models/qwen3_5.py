@@ -99,7 +99,7 @@ class Qwen3_5(Architecture):  # noqa: N801, its name
         qkv_order = None if v_order is None else torch.cat([qk_rows, len(qk_rows) + v_order])
         changes = {
             "in_proj_qkv.weight": Change(row_order=qkv_order),
-            "conv1d.weight": Change(row_order=qkv_order, squeezed=True),
+            "conv1d.weight": Change(row_order=qkv_order, squeezed=1),
             "in_proj_z.weight": Change(row_order=v_order),
             "in_proj_a.weight": Change(row_order=head_order),
             "in_proj_b.weight": Change(row_order=head_order),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 
 from elastikv.kernels.base import Kernels
-from elastikv.kernels.weights import Activation, AttentionWeights, MlpWeights, Norms
-from elastikv.models.config import ModelConfig, RopeConfig
+from elastikv.kernels.weights import Activation, AttentionWeights, ExpertsWeights, ExpertWeights, MlpWeights, Norms
+from elastikv.models.config import ExpertsConfig, ModelConfig, RopeConfig
 from elastikv.models.rope import make_rope
 from elastikv.weights.loader import WeightLoader
 
@@ -24,6 +25,13 @@ ATTENTION = (
 )
 MLP = _with_biases("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 """Names, behind ``model.layers.N.``, of what attention and a gated MLP may have."""
+
+
+def experts_tensors(experts: ExpertsConfig) -> Iterator[str]:
+    """Names of what a mixture of experts may have."""
+    yield from ("mlp.gate.weight", "mlp.shared_expert_gate.weight")
+    for mlp in ("mlp.shared_expert", *(f"mlp.experts.{expert}" for expert in range(experts.n_experts))):
+        yield from (f"{mlp}.{part}_proj.weight" for part in ("gate", "up", "down"))
 
 
 class ModelReader:
@@ -95,4 +103,29 @@ class ModelReader:
             gate_up=loader.linear(gate_and_up, (2 * inner, hidden), bias=config.mlp_bias),
             down=loader.linear([prefix + "down_proj"], (hidden, inner), bias=config.mlp_bias),
             activation=activation,
+        )
+
+    def experts(self, layer: int, experts: ExpertsConfig, norms: Norms | None = None) -> ExpertsWeights:
+        """norms: where they are not ``post_attention_layernorm`` alone."""
+        loader, hidden, prefix = self.loader, self.config.hidden_size, f"model.layers.{layer}.mlp."
+
+        def expert(name: str, width: int) -> ExpertWeights:
+            gate_and_up = [f"{prefix}{name}.{part}_proj" for part in ("gate", "up")]
+            return ExpertWeights(
+                gate_up=loader.linear(gate_and_up, (2 * width, hidden)),
+                down=loader.linear([f"{prefix}{name}.down_proj"], (hidden, width)),
+            )
+
+        router = loader.vector(f"{prefix}gate.weight", (experts.n_experts, hidden))
+        shared = None
+        if experts.shared_width:
+            gate = loader.vector(f"{prefix}shared_expert_gate.weight", (1, hidden))
+            router, shared = torch.cat([router, gate]), expert("shared_expert", experts.shared_width)
+        return ExpertsWeights(
+            norms=norms or self.norms(layer, "post_attention_layernorm"),
+            router=router,
+            experts=tuple(expert(f"experts.{index}", experts.width) for index in range(experts.n_experts)),
+            n_used=experts.n_used,
+            normalised=experts.normalised,
+            shared=shared,
         )

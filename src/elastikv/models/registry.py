@@ -9,10 +9,20 @@ from elastikv.models.mistral import Mistral
 from elastikv.models.qwen2 import Qwen2
 from elastikv.models.qwen3 import Qwen3
 from elastikv.models.qwen3_5 import Qwen3_5
+from elastikv.models.qwen3_5_moe import Qwen3_5Moe
+from elastikv.models.qwen3_moe import Qwen3Moe
 from elastikv.weights.gguf.header import GGUFHeader
 from elastikv.weights.hf import HFConfig
 
-ARCHITECTURES: tuple[Architecture, ...] = (Llama(), Mistral(), Qwen2(), Qwen3(), Qwen3_5())
+ARCHITECTURES: tuple[Architecture, ...] = (
+    Llama(),
+    Mistral(),
+    Qwen2(),
+    Qwen3(),
+    Qwen3_5(),
+    Qwen3Moe(),
+    Qwen3_5Moe(),
+)
 """Where several share a name in GGUF, the first reads it."""
 
 _BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}

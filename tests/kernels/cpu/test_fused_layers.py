@@ -12,8 +12,8 @@ import torch
 from support.forward import decode, open_memory, random_ids
 from support.tiny_models import ARCHITECTURES, N_VOCAB, tiny_model
 
-from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Mlp
-from elastikv.kernels.cpu import CpuKernels, layers
+from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Experts, Mlp
+from elastikv.kernels.cpu import CpuKernels, experts, layers
 from elastikv.models import load_model
 from tools.gguf_export import export_gguf
 from tools.gguf_files import random_blocks, rewrite
@@ -25,6 +25,7 @@ class OneByOne(CpuKernels):
     attention_layer = ComposedKernels.attention_layer
     delta_net_layer = ComposedKernels.delta_net_layer
     mlp_layer = ComposedKernels.mlp_layer
+    experts_layer = ComposedKernels.experts_layer
 
 
 def run(folder: Path, kernels: CpuKernels, k_type: str, **options: Any) -> torch.Tensor:
@@ -55,8 +56,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
         monkeypatch.setattr(owner, name, call)
 
-    for layer, composed in {"attention": Attention, "delta_net": DeltaNet, "mlp": Mlp}.items():
-        watch(layers, layer, layer, "fused")
+    for layer, composed in {"attention": Attention, "delta_net": DeltaNet, "mlp": Mlp, "experts": Experts}.items():
+        watch(experts if layer == "experts" else layers, layer, layer, "fused")
         watch(composed, "_compute", layer, "composed")
     return seen
 
@@ -64,7 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_same_bits(arch: str, tmp_path: Path, calls: dict[str, set[str]]) -> None:
     folder = tiny_model(arch, tmp_path)
-    kinds = {"attention", "mlp"} | ({"delta_net"} if arch == "qwen3_5" else set())
+    kinds = {"attention", "experts" if "moe" in arch else "mlp", *(["delta_net"] if "qwen3_5" in arch else [])}
     for options in ({"dtype": "f32"}, {"dtype": "bf16"}, {"quantize": "q8_0"}, {"quantize": "q4_0"}):
         wanted = run(folder, OneByOne(), "f16", **options)
         assert calls == {kind: {"composed"} for kind in kinds}

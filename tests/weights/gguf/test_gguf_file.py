@@ -26,7 +26,9 @@ from tools.gguf_files import K_QUANTS, random_blocks, rewrite
 
 PROMPT = random_ids(70, 300)
 # A head of v as wide as a block, so that reordered columns stay packed.
-_BLOCK_WIDE: dict[str, Any] = {"qwen3_5": {"linear_key_head_dim": 32, "linear_value_head_dim": 32}}
+_DELTA_NET = {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+_BLOCK_WIDE: dict[str, Any] = {"qwen3_5": _DELTA_NET, "qwen3_5_moe": _DELTA_NET}
+_NEVER_PACKED = ("mlp.gate.weight", "shared_expert_gate.weight")
 
 
 def _logits(path: Path, **options: Any) -> torch.Tensor:
@@ -109,7 +111,7 @@ class _Rounded(HFFolder):
 
     def get(self, name: str) -> torch.Tensor:
         tensor = super().get(name)
-        if tensor.ndim != 2:
+        if tensor.ndim != 2 or name.endswith(_NEVER_PACKED):
             return tensor
         return quants.unpack(quants.pack(tensor, "q4_0"), "q4_0")
 
@@ -142,6 +144,22 @@ def test_packed_tensors_are_the_folders_quantised(arch: str, tmp_path: Path) -> 
         assert torch.equal(packed.data, quants.pack(source.get(name), "q8_0")), name
         assert torch.equal(file.tensors.get(name), quants.unpack(packed.data, "q8_0")), name
     assert n_packed > 7 * file.config.n_layers
+
+
+def test_gate_and_up_of_experts_in_one_tensor(tmp_path: Path) -> None:
+    """As newer converters may write them."""
+    folder = tiny_model("qwen3_5_moe", tmp_path / "model")
+    plain = export_gguf(folder, tmp_path / "plain.gguf")
+
+    def fuse(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for name in [name for name in tensors if "ffn_gate_exps" in name]:
+            both = [tensors.pop(name), tensors.pop(name.replace("_gate_", "_up_"))]
+            tensors[name.replace("_gate_", "_gate_up_")] = np.concatenate(both, axis=1)
+        return tensors
+
+    path = rewrite(plain, tmp_path / "fused.gguf", tensors=fuse)
+    assert "blk.3.ffn_gate_up_exps.weight" in GGUFFile(path).header.tensors
+    assert torch.equal(_logits(path), _logits(plain))
 
 
 def test_columns_whose_order_cuts_blocks_are_packed_anew(tmp_path: Path) -> None:
@@ -272,6 +290,33 @@ def test_unsupported_tensor_types_are_named(good: Path, tmp_path: Path) -> None:
     path = rewrite(good, tmp_path / "int.gguf", tensor=replace)
     with pytest.raises(UnsupportedModel, match=r"blk\.1\.ffn_up\.weight has tensor type I32, which is not supported"):
         open_checkpoint(path)
+
+
+def test_what_converters_do_not_say_of_experts(tmp_path: Path) -> None:
+    """llama.cpp always normalises their weights; and what only layers without experts would need may be missing."""
+    folder = tiny_model("qwen3_moe", tmp_path / "model", norm_topk_prob=False)
+    path = export_gguf(folder, tmp_path / "plain.gguf")
+    assert not open_checkpoint(path).config.experts.normalised
+    key = "qwen3moe.expert_weights_norm"
+    silent = rewrite(path, tmp_path / "silent.gguf", without=[key])
+    assert open_checkpoint(silent).config.experts.normalised
+    path = export_gguf(tiny_model("qwen3_5_moe", tmp_path / "other"), tmp_path / "other.gguf")
+    silent = rewrite(path, tmp_path / "other silent.gguf", without=["qwen35moe.feed_forward_length"])
+    assert open_checkpoint(silent).config == dataclasses.replace(open_checkpoint(path).config, name="other")
+
+
+def test_experts_of_another_number_than_the_rows(tmp_path: Path) -> None:
+    good = export_gguf(tiny_model("qwen3_moe", tmp_path / "model"), tmp_path / "good.gguf")
+    path = rewrite(good, tmp_path / "more.gguf", metadata={"qwen3moe.expert_count": 9})
+    assert "model.layers.0.mlp.experts.8.up_proj.weight" not in open_checkpoint(path).tensors
+    with pytest.raises(CorruptFile, match=r"mlp\.gate\.weight is 8 x 64, but the config says 9 x 64"):
+        load_model(path, kernels=select_kernels("reference"))
+
+
+def test_what_a_gguf_has_no_place_for_is_not_dropped(tmp_path: Path) -> None:
+    folder = tiny_model("qwen3_moe", tmp_path / "model", mlp_only_layers=[1])
+    with pytest.raises(UnsupportedModel, match=r"qwen3moe has no place for model\.layers\.1\.mlp\.down_proj\.weight"):
+        export_gguf(folder, tmp_path / "model.gguf")
 
 
 def test_parts_of_a_split_file_say_so(good: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.forward import decode, open_memory, random_ids
 from support.tiny_models import N_VOCAB, tiny_model
 
@@ -53,6 +54,35 @@ def test_vision_language_checkpoint_offers_its_text_model_under_plain_names(tmp_
     assert not any("visual" in name or "language_model" in name for name in names)
     assert checkpoint.config.architecture == "qwen3_5"
     assert checkpoint.config.n_vocab == N_VOCAB
+
+
+@pytest.mark.parametrize("arch", ["qwen3_moe", "qwen3_5_moe"])
+def test_experts_in_one_tensor_are_those_in_tensors_of_their_own(arch: str, tmp_path: Path) -> None:
+    """Published checkpoints have both: of Qwen3-30B-A3B the latter, of Qwen3.5-35B-A3B the former."""
+    path = tiny_model(arch, tmp_path)
+    ids = random_ids(10, N_VOCAB)
+    model = load(path).model
+    wanted, names = decode(model, open_memory(model), {0: ids})[0], set(HFFolder(path).names())
+    fuse_experts(path / "model.safetensors")
+    source, model = HFFolder(path), load(path).model
+    assert set(source.names()) == names
+    assert source.get("model.layers.1.mlp.experts.5.up_proj.weight").shape == (32, 64)
+    assert source.nbytes("model.layers.1.mlp.experts.5.up_proj.weight") == 32 * 64 * 4
+    assert torch.equal(decode(model, open_memory(model), {0: ids})[0], wanted)
+
+
+def fuse_experts(file: Path) -> None:
+    """Rewrite a file as ``gate_up_proj`` and ``down_proj`` of all experts, each three-dimensional."""
+    tensors = load_file(file)
+    for down in [name for name in tensors if name.endswith("experts.0.down_proj.weight")]:
+        prefix = down.removesuffix("0.down_proj.weight")
+        taken = [
+            {part: tensors.pop(f"{prefix}{expert}.{part}_proj.weight") for part in ("gate", "up", "down")}
+            for expert in range(8)
+        ]
+        tensors[f"{prefix}gate_up_proj"] = torch.stack([torch.cat([each["gate"], each["up"]]) for each in taken])
+        tensors[f"{prefix}down_proj"] = torch.stack([each["down"] for each in taken])
+    save_file(tensors, file)
 
 
 def test_bytes_and_values_of_a_tensor(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ Which operation is where:
     ====================================================  ======================================================
     ``Kernels``' operations, from tensors to addresses    ``backend.py``
     whole layers of a few tokens in one compiled call     ``layers.py``; with their weights: ``fused.py``
+      a layer of experts; which of them a token goes to   ``experts.py``; ``routing.py``
     x @ weight.T: how many rows, which arithmetic         ``matmul/linear.py``
       a few rows (skinny GEMM)                            ``matmul/skinny.py``, in float32 ``skinny_f32.py``, bfloat16
                                                           ``skinny_bf16.py``, or with x in int8 ``skinny_int8.py``
+      of several weights at once (grouped GEMM)           ``matmul/grouped.py``
       many rows, packed weights dequantised in tiles      ``matmul/linear.py``, ``matmul/dequantise.py``
     rotation, QK norms, storing K and V                   ``attention/rope.py``, the storing in ``formats/``
     decode attention                                      ``attention/decode.py``, QK in ``attention/qk.py`` with

@@ -6,16 +6,26 @@ import torch
 
 from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
-from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Mlp
-from elastikv.kernels.cpu import norms, recurrent
+from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Experts, Mlp
+from elastikv.kernels.cpu import norms, recurrent, routing
 from elastikv.kernels.cpu.attention import decode as decode_attention
 from elastikv.kernels.cpu.attention import prefill as prefill_attention
 from elastikv.kernels.cpu.attention import rope
+from elastikv.kernels.cpu.experts import MAX_TOKENS
 from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
-from elastikv.kernels.cpu.fused import FusedAttention, FusedDeltaNet, FusedMlp, arguments_of
-from elastikv.kernels.cpu.matmul.linear import SCRATCH_BYTES, LinearKernel
+from elastikv.kernels.cpu.formats.plain import F32
+from elastikv.kernels.cpu.fused import (
+    FusedAttention,
+    FusedDeltaNet,
+    FusedExperts,
+    FusedMlp,
+    arguments_of,
+    experts_arguments_of,
+)
+from elastikv.kernels.cpu.matmul import skinny_f32
+from elastikv.kernels.cpu.matmul.linear import SCRATCH_BYTES, LinearKernel, matrix_of
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
-from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, MlpWeights
+from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, ExpertsWeights, MlpWeights
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
 
@@ -54,6 +64,12 @@ class CpuKernels(ComposedKernels):
             return super().mlp_layer(weights)
         return FusedMlp(self, weights, gate_up, down)
 
+    def experts_layer(self, weights: ExpertsWeights) -> Experts:
+        arguments = experts_arguments_of(weights, self.linear)
+        if arguments is None:
+            return super().experts_layer(weights)
+        return FusedExperts(self, weights, arguments, self._scratch_of, _SCRATCH_FLOATS)
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
         n, d = x.shape
         norms.rms_norm(x.data_ptr(), x.stride(0) * 4, weight.data_ptr(), n, d, eps, out.data_ptr())
@@ -84,6 +100,20 @@ class CpuKernels(ComposedKernels):
             out.data_ptr(),
         )  # fmt: skip
         return out
+
+    def route(
+        self, x: torch.Tensor, router: torch.Tensor, n_experts: int, n_used: int, normalised: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        n, n_logits = x.shape[0], router.shape[0]
+        logits, weights = torch.empty(n, n_logits), torch.empty(n, n_used + n_logits - n_experts)
+        experts = torch.empty((n, n_used), dtype=torch.int64)
+        if n <= MAX_TOKENS:  # as the layer in one call does
+            rows = (x.data_ptr(), x.stride(0) * 4, n, logits.data_ptr(), n_logits * 4)
+            skinny_f32.multiply(F32, matrix_of(router, None), rows)
+        else:
+            torch.mm(x, router.t(), out=logits)
+        routing.route(logits.numpy(), n_experts, normalised, weights.numpy(), experts.numpy())
+        return weights, experts
 
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         n, heads, d = x.shape

@@ -8,18 +8,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import numba
 import numpy as np
 import torch
 
 from elastikv.kernels.base import ForwardPass, Kernels
-from elastikv.kernels.composed import Attention, DeltaNet, Mlp
-from elastikv.kernels.cpu import layers
+from elastikv.kernels.composed import Attention, DeltaNet, Experts, Mlp
+from elastikv.kernels.cpu import experts, layers
 from elastikv.kernels.cpu.attention.decode import scratch_floats
 from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
 from elastikv.kernels.cpu.matmul.linear import LinearKernel, matrix_of
 from elastikv.kernels.cpu.matmul.skinny import Product
 from elastikv.kernels.cpu.plan import Planner, state_table
-from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, LinearWeights, MlpWeights, PackedTensor
+from elastikv.kernels.weights import (
+    AttentionWeights,
+    DeltaNetWeights,
+    ExpertsWeights,
+    LinearWeights,
+    MlpWeights,
+    PackedTensor,
+    Weight,
+)
 
 
 class LinearArguments:
@@ -48,10 +57,14 @@ def arguments_of(weights: LinearWeights, linear: LinearKernel, max_formats: int 
     """None where there are more formats or, if one is the most, parts; or a format that is not multiplied as it is."""
     if max_formats == 1 and len(weights.parts) > 1:
         return None
-    if any(isinstance(part.weight, PackedTensor) and part.weight.type not in WEIGHTS for part in weights.parts):
+    if not all(_is_multiplied(part.weight) for part in weights.parts):
         return None
     products = [linear.product(part.weight) for part in weights.parts]
     return LinearArguments(weights, products) if len(set(products)) <= max_formats else None
+
+
+def _is_multiplied(weight: Weight) -> bool:
+    return not isinstance(weight, PackedTensor) or weight.type in WEIGHTS
 
 
 def _addresses(*tensors: torch.Tensor | None) -> tuple[int, ...]:
@@ -167,4 +180,98 @@ class FusedDeltaNet(DeltaNet):
             state_table(forward.states, self._layer, forward.ubatch, 0),
             state_table(forward.states, self._layer, forward.ubatch, 1),
             tuple(tensor.data_ptr() for tensor in (delta, residual, *forward.views(self.buffer_widths, n))),
+        )
+
+
+def _experts_tables(matrices: Sequence[LinearWeights], linear: LinearKernel) -> dict[Product, np.ndarray] | None:
+    """The same matrix of every expert as ``experts.experts`` takes it: parts by product.
+
+    None where experts differ in formats, or have one that is not multiplied as it is, or biases. Addresses: see above.
+    """
+    first, lines = matrices[0], dict[Product, list[tuple[int, ...]]]()
+    if any(len(matrix.parts) != len(first.parts) for matrix in matrices):
+        return None
+    for parts in zip(*(matrix.parts for matrix in matrices), strict=True):
+        if not all(_is_multiplied(part.weight) and part.bias is None for part in parts):
+            return None
+        product, *others = {linear.product(part.weight) for part in parts}
+        if others:
+            return None
+        _, stride, n_out, n_in, _ = matrix_of(parts[0].weight, None)
+        addresses = (matrix_of(part.weight, None)[0] for part in parts)
+        lines.setdefault(product, []).append((stride, n_out, n_in, parts[0].columns.start, *addresses))
+    return {product: np.array(table, dtype=np.int64) for product, table in lines.items()}
+
+
+class ExpertsArguments:
+    """A layer's matrices as ``experts.experts`` takes them. Addresses: the weights must live as long."""
+
+    def __init__(
+        self,
+        gate_up: dict[Product, np.ndarray],
+        down: dict[Product, np.ndarray],
+        shared: tuple[LinearArguments, LinearArguments] | None,
+    ) -> None:
+        (first, parts), *others = gate_up.items()
+        other, other_parts = others[0] if others else (first, parts[:0])
+        ((down_product, down_parts),) = down.items()
+        self.matrices = (first, parts, other, other_parts, down_product, down_parts)
+        self.shared = (
+            self.matrices if shared is None else (*shared[0].tables, *shared[1].tables[:2])
+        )  # or not looked at
+        rows = [product.max_rows for product in (first, other, down_product)]
+        self.max_rows = min(*rows, *(each.max_rows for each in shared or ()))
+
+
+def experts_arguments_of(weights: ExpertsWeights, linear: LinearKernel) -> ExpertsArguments | None:
+    """None where there are more than two formats beside each other, or one that is not multiplied as it is."""
+    gate_up = _experts_tables([expert.gate_up for expert in weights.experts], linear)
+    down = _experts_tables([expert.down for expert in weights.experts], linear)
+    if gate_up is None or len(gate_up) > 2 or down is None or sum(map(len, down.values())) > 1:
+        return None
+    if weights.shared is None:
+        return ExpertsArguments(gate_up, down, None)
+    shared_gate_up = arguments_of(weights.shared.gate_up, linear)
+    shared_down = arguments_of(weights.shared.down, linear, 1)
+    if shared_gate_up is None or shared_down is None:
+        return None
+    return ExpertsArguments(gate_up, down, (shared_gate_up, shared_down))
+
+
+class FusedExperts(Experts):
+    """scratch_of, max_scratch_floats: as ``FusedAttention`` has them."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        weights: ExpertsWeights,
+        arguments: ExpertsArguments,
+        scratch_of: Callable[[int], torch.Tensor],
+        max_scratch_floats: int,
+    ) -> None:
+        super().__init__(kernels, weights)
+        self._scratch_of = scratch_of
+        self._arguments = arguments
+        self._norm_weights = _addresses(weights.norms.before, weights.norms.after)
+        width, shared_width = self.buffer_widths["inner"], self.buffer_widths.get("shared_inner", 0)
+        self._shape = (weights.router.shape[1], len(weights.experts), weights.n_used, width, shared_width)
+        self._row_floats = experts.scratch_floats(*self._shape)
+        self._max_rows = min(experts.MAX_TOKENS, arguments.max_rows, max_scratch_floats // self._row_floats)
+
+    def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
+        n, hidden = delta.shape
+        if n > self._max_rows:
+            super().__call__(delta, residual, forward)
+            return
+        normed, scratch = forward.buffers.view("normed", (n, hidden)), self._scratch_of(n * self._row_floats)
+        experts.experts(
+            self._weights.router.data_ptr(),
+            self._weights.normalised,
+            *self._arguments.matrices,
+            *self._arguments.shared,
+            self._norm_weights,
+            self._norms.eps,
+            (n, *self._shape),
+            (delta.data_ptr(), residual.data_ptr(), normed.data_ptr(), scratch.data_ptr()),
+            numba.get_num_threads(),
         )

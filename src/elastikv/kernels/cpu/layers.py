@@ -19,7 +19,7 @@ from elastikv.kernels.cpu.matmul.skinny import multiply
 
 
 @inlined
-def _linear(product: Any, parts: np.ndarray, x: int, n_in: int, n: int, out: int, n_out: int) -> None:
+def linear(product: Any, parts: np.ndarray, x: int, n_in: int, n: int, out: int, n_out: int) -> None:
     """x ``[n, n_in]`` to out ``[n, n_out]``. parts: int64 ``[n_parts, 6]``, a ``Matrix`` and its first column."""
     for index in range(len(parts)):
         part = parts[index]
@@ -27,20 +27,20 @@ def _linear(product: Any, parts: np.ndarray, x: int, n_in: int, n: int, out: int
 
 
 @inlined
-def _mixed_linear(matrices: Any, x: int, n_in: int, n: int, out: int, n_out: int) -> None:
+def mixed_linear(matrices: Any, x: int, n_in: int, n: int, out: int, n_out: int) -> None:
     """The same with parts of up to two formats."""
-    _linear(matrices[0], matrices[1], x, n_in, n, out, n_out)
-    _linear(matrices[2], matrices[3], x, n_in, n, out, n_out)
+    linear(matrices[0], matrices[1], x, n_in, n, out, n_out)
+    linear(matrices[2], matrices[3], x, n_in, n, out, n_out)
 
 
 @inlined
-def _add_norm(tensors: Any, norm_weights: Any, n: int, hidden: int, eps: float) -> None:
+def add_norm(tensors: Any, norm_weights: Any, n: int, hidden: int, eps: float) -> None:
     """What a sublayer begins with. tensors: delta, residual, normed, ...; norm_weights: before, after, ..."""
     norms.add_rms_norm(tensors[0], tensors[1], norm_weights[0], n, hidden, eps, tensors[2])
 
 
 @inlined
-def _norm_after(tensors: Any, norm_weights: Any, n: int, hidden: int, eps: float) -> None:
+def norm_after(tensors: Any, norm_weights: Any, n: int, hidden: int, eps: float) -> None:
     """What a sublayer ends with, if it has a norm there (its address is not 0)."""
     if norm_weights[1]:
         norms.rms_norm(tensors[0], hidden * 4, norm_weights[1], n, hidden, eps, tensors[0])
@@ -64,11 +64,11 @@ def mlp(
     """
     n, hidden, width = shape
     delta, _, normed, wide, inner = tensors
-    _add_norm(tensors, norm_weights, n, hidden, eps)
-    _mixed_linear((gate_up, gate_up_parts, other, other_parts), normed, hidden, n, wide, 2 * width)
+    add_norm(tensors, norm_weights, n, hidden, eps)
+    mixed_linear((gate_up, gate_up_parts, other, other_parts), normed, hidden, n, wide, 2 * width)
     norms.silu_mul(wide, 2 * width * 4, n, width, inner)
-    _linear(down, down_parts, inner, width, n, delta, hidden)
-    _norm_after(tensors, norm_weights, n, hidden, eps)
+    linear(down, down_parts, inner, width, n, delta, hidden)
+    norm_after(tensors, norm_weights, n, hidden, eps)
 
 
 @fused
@@ -107,8 +107,8 @@ def attention(
     gate = v + n_kv_heads * head_bytes
     width = (n_heads * (2 if gated else 1) + 2 * n_kv_heads) * d
     strides = (width * 4, head_bytes)
-    _add_norm(tensors, norm_weights, n, hidden, eps[0])
-    _mixed_linear((projection, projection_parts, other, other_parts), normed, hidden, n, wide, width)
+    add_norm(tensors, norm_weights, n, hidden, eps[0])
+    mixed_linear((projection, projection_parts, other, other_parts), normed, hidden, n, wide, width)
     rope.rope_store(
         k_layout,
         v_layout,
@@ -125,8 +125,8 @@ def attention(
     decode_attention.attend(k_layout, v_layout, cells, ends, window, wide, strides, heads, scale, scratch, inner)
     if gated:
         norms.sigmoid_mul(inner, gate, width * 4, n, n_heads * d)
-    _linear(output, output_parts, inner, n_heads * d, n, delta, hidden)
-    _norm_after(tensors, norm_weights, n, hidden, eps[0])
+    linear(output, output_parts, inner, n_heads * d, n, delta, hidden)
+    norm_after(tensors, norm_weights, n, hidden, eps[0])
 
 
 @fused
@@ -158,8 +158,8 @@ def delta_net(
     z = wide + channels * 4
     b = z + values * 4
     a = b + n_v_heads * 4
-    _add_norm(tensors, norm_weights, n, hidden, eps[0])
-    _mixed_linear((projection, projection_parts, other, other_parts), normed, hidden, n, wide, stride // 4)
+    add_norm(tensors, norm_weights, n, hidden, eps[0])
+    mixed_linear((projection, projection_parts, other, other_parts), normed, hidden, n, wide, stride // 4)
     decay, beta = gates, gates + n * n_v_heads * 4
     recurrent.delta_gates(a, b, stride, vectors[1], vectors[2], n, n_v_heads, decay, beta)
     recurrent.causal_conv(conv_states, wide, stride, vectors[0], channels, taps, conv)
@@ -172,5 +172,5 @@ def delta_net(
     )
     inner_strides = (values * 4, value_bytes)
     norms.gated_rms_norm(inner, inner_strides, z, (stride, value_bytes), vectors[3], (n, n_v_heads, dv), eps[1], inner)
-    _linear(output, output_parts, inner, values, n, delta, hidden)
-    _norm_after(tensors, norm_weights, n, hidden, eps[0])
+    linear(output, output_parts, inner, values, n, delta, hidden)
+    norm_after(tensors, norm_weights, n, hidden, eps[0])

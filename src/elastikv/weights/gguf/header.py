@@ -50,6 +50,15 @@ class StoredTensor:
     offset: int
     nbytes: int
 
+    def piece(self, index: int, count: int) -> StoredTensor:
+        """A matrix: one of ``count`` equal shares of the rows. Raises CorruptFile where they cannot be shared out."""
+        n_rows = math.prod(self.shape[:-1])
+        if n_rows % count:
+            raise CorruptFile(f"{self.name} has {n_rows} rows, which are not those of {count} matrices")
+        n_bytes = self.nbytes // count
+        shape = (n_rows // count, self.shape[-1])
+        return StoredTensor(self.name, shape, self.kind, self.offset + index * n_bytes, n_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from elastikv.kernels.weights import PackedTensor
 from elastikv.weights.gguf.file import FALLBACK, GGUFFile
 from elastikv.weights.gguf.header import StoredTensor
 from elastikv.weights.tokenizer import Tokenizer
+
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,13 @@ class Change:
     """What a converter does to a tensor.
 
     row_order, column_order: int64; index i of the stored tensor is index ``order[i]`` of the original.
-    squeezed: dimension 1, of size 1, was dropped.
+    squeezed: the dimension, of size 1, that was dropped.
     """
 
     row_order: torch.Tensor | None = None
     column_order: torch.Tensor | None = None
     values: ValueMap | None = None
-    squeezed: bool = False
+    squeezed: int | None = None
 
     def undo(self, stored: torch.Tensor) -> torch.Tensor:
         """From what the GGUF holds to the original; floats stay in their dtype unless values changed."""
@@ -49,19 +52,29 @@ class Change:
             stored = stored[torch.argsort(self.row_order)]
         if self.column_order is not None:
             stored = stored[:, torch.argsort(self.column_order)]
-        return stored.unsqueeze(1) if self.squeezed else stored
+        return stored if self.squeezed is None else stored.unsqueeze(self.squeezed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Where a Hugging Face tensor lies in a GGUF, and how it was changed on the way."""
+    """Where a Hugging Face tensor lies in a GGUF, and how it was changed on the way.
+
+    expert: whose it is, where the stored tensor has those of all experts, one above the other.
+    """
 
     gguf_name: str
     change: Change
+    expert: int | None = None
 
 
-def gguf_names(architecture: str, n_layers: int, names: Iterable[str], aliases: Mapping[str, str]) -> dict[str, str]:
-    """Names in a GGUF of those of ``names`` that it knows.
+def find_places(
+    architecture: str,
+    n_layers: int,
+    names: Iterable[str],
+    aliases: Mapping[str, str],
+    change_of: Callable[[str], Change],
+) -> dict[str, Place]:
+    """Places in a GGUF of those of ``names`` that it knows.
 
     aliases: endings of names that the gguf package knows by another one.
     """
@@ -69,9 +82,10 @@ def gguf_names(architecture: str, n_layers: int, names: Iterable[str], aliases: 
     known, found = get_tensor_name_map(key, n_layers), {}
     for name in names:
         alias = next((name.removesuffix(old) + new for old, new in aliases.items() if name.endswith(old)), name)
-        gguf_name = known.get_name(alias, try_suffixes=(".weight", ".bias"))
+        expert = _EXPERT.search(alias)
+        gguf_name = known.get_name(_EXPERT.sub(".experts.", alias), try_suffixes=(".weight", ".bias"))
         if gguf_name is not None:
-            found[name] = gguf_name
+            found[name] = Place(gguf_name, change_of(name), int(expert[1]) if expert else None)
     return found
 
 
@@ -84,8 +98,8 @@ class PlacedTensors:
     def __init__(self, file: GGUFFile, places: Mapping[str, Place]) -> None:
         self.name = file.header.name
         self._file = file
-        self._places = {name: place for name, place in places.items() if place.gguf_name in file.header.tensors}
-        file.refuse_unknown_types(place.gguf_name for place in self._places.values())
+        self._places = {name: place for name, place in places.items() if self._stored(place) is not None}
+        file.refuse_unknown_types(found.name for _, found in map(self._find, self._places))
 
     def names(self) -> Iterable[str]:
         return self._places.keys()
@@ -128,7 +142,21 @@ class PlacedTensors:
         if name not in self._places:
             raise CorruptFile(f"{self._file.path}: the file lacks {name}")
         place = self._places[name]
-        return place.change, self._file.header.tensors[place.gguf_name]
+        stored = self._stored(place)
+        assert stored is not None, "places that the file lacks are left out"
+        return place.change, stored
+
+    def _stored(self, place: Place) -> StoredTensor | None:
+        """None where the file does not have it."""
+        tensors, name = self._file.header.tensors, place.gguf_name
+        stored, part, n_parts = tensors.get(name), 0, 1
+        if stored is None and place.expert is not None:  # gate and up may be in one tensor, in each expert's rows
+            fused = name.replace("ffn_gate_exps", "ffn_gate_up_exps").replace("ffn_up_exps", "ffn_gate_up_exps")
+            stored, part, n_parts = tensors.get(fused), int("ffn_up_exps" in name), 2
+        if stored is None or place.expert is None:
+            return stored
+        n_experts = stored.shape[0]
+        return stored.piece(place.expert * n_parts + part, n_experts * n_parts) if place.expert < n_experts else None
 
 
 def _reorder_columns(data: torch.Tensor, kind: str, order: torch.Tensor) -> tuple[str, torch.Tensor]:

@@ -26,7 +26,12 @@ _TEXT_PREFIXES = (
     ("language_model.model.", "model."),
     ("language_model.lm_head.", "lm_head."),
 )
+_FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""Matrices that a tensor of all experts has of each, one above the other."""
 _DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+
+_Piece = tuple[int, slice]
+"""An index into a tensor: an expert, and rows of its matrix."""
 
 
 class HFFolder:
@@ -38,7 +43,7 @@ class HFFolder:
     def __init__(self, folder: Path) -> None:
         self.name = folder.resolve().name
         self._folder = folder
-        self._files: dict[str, tuple[Path, str]] = {}
+        self._files: dict[str, tuple[Path, str, _Piece | None]] = {}
         self._nbytes: dict[str, int] = {}
         for file in _weight_files(folder):
             self._index(file)
@@ -55,10 +60,10 @@ class HFFolder:
     def get(self, name: str) -> torch.Tensor:
         if name not in self._files:
             raise CorruptFile(f"{self.name}: the weights lack {name}")
-        file, stored_name = self._files[name]
+        file, stored_name, piece = self._files[name]
         try:
             with safe_open(file, framework="pt") as handle:
-                return handle.get_tensor(stored_name)
+                return handle.get_tensor(stored_name) if piece is None else handle.get_slice(stored_name)[piece]
         except SafetensorError as error:
             raise _corrupt(file, error) from None
 
@@ -79,9 +84,11 @@ class HFFolder:
                     if name is None:
                         continue
                     part = handle.get_slice(stored_name)
-                    self._files[name] = (file, stored_name)
-                    n_values = torch.Size(part.get_shape()).numel()
-                    self._nbytes[name] = n_values * _DTYPE_BYTES.get(part.get_dtype(), 1)
+                    n_bytes = torch.Size(part.get_shape()).numel() * _DTYPE_BYTES.get(part.get_dtype(), 1)
+                    pieces = _pieces(name, part.get_shape()) or {name: None}
+                    for piece_name, piece in pieces.items():
+                        self._files[piece_name] = (file, stored_name, piece)
+                        self._nbytes[piece_name] = n_bytes // len(pieces)
         except SafetensorError as error:
             raise _corrupt(file, error) from None
 
@@ -110,6 +117,23 @@ def _text_name(stored_name: str) -> str | None:
     if stored_name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")):
         return stored_name
     return None
+
+
+def _pieces(name: str, shape: Sequence[int]) -> dict[str, _Piece | None]:
+    """Where matrices of experts are in a tensor of all experts, by the names that they have in tensors of their own.
+
+    Nothing if it is another tensor.
+    """
+    prefix, is_experts, stored = name.removesuffix(".weight").rpartition(".experts.")
+    parts = _FUSED_EXPERTS.get(stored, ())
+    if not is_experts or not parts or len(shape) != 3:
+        return {}
+    height = shape[1] // len(parts)
+    return {
+        f"{prefix}.experts.{expert}.{part}.weight": (expert, slice(index * height, (index + 1) * height))
+        for expert in range(shape[0])
+        for index, part in enumerate(parts)
+    }
 
 
 def _corrupt(file: Path, error: Exception) -> CorruptFile:

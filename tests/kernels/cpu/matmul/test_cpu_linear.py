@@ -4,39 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cpu_cases import cpu, poisoned
+from support.cpu_cases import DTYPES, FORMATS, cpu, make_weight, poisoned
 
 from elastikv.kernels import quants
 from elastikv.kernels.cpu.matmul import linear
-from elastikv.kernels.weights import PackedTensor, Weight
-from tools.gguf_files import K_QUANTS, random_blocks
-
-FORMATS = ["f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS]
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-def make_weight(kind: str, n_out: int, n_in: int) -> tuple[Weight, torch.Tensor]:
-    """A weight, and the values it stands for in float64."""
-    values = torch.randn(n_out, n_in) / n_in**0.5
-    if kind in DTYPES:
-        dense = values.to(DTYPES[kind])
-        return dense, dense.double()
-    packed = torch.from_numpy(random_blocks(kind, n_out, n_in)) if kind in K_QUANTS else quants.pack(values, kind)
-    return PackedTensor(kind, (n_out, n_in), packed), quants.unpack(packed, kind).double()
+from elastikv.kernels.weights import PackedTensor
+from tools.gguf_files import K_QUANTS
 
 
 def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
     return float((out.double() - expected).norm() / expected.norm())
-
-
-@pytest.fixture(params=["as here", "without bf16", "portable"])
-def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> linear.LinearKernel:
-    """The kernel as this processor has it, and as ones have it that lack bf16 or also 8-bit instructions."""
-    if request.param != "as here":
-        monkeypatch.setattr(linear, "has_fast_bf16", lambda: False)
-    if request.param == "portable":
-        monkeypatch.setattr(linear, "has_fast_int8", lambda: False)
-    return linear.LinearKernel()
 
 
 def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:

@@ -81,34 +81,43 @@ def _dot_2x8(layout: Any, row: int, next_row: int, n_in: int, x: int, last: int,
     store_sums(out + 48, b4, b5, b6, b7)
 
 
+@inlined
+def multiply_several(layout: Any, matrix: Matrix, activations: Activations, begin: int, end: int) -> None:
+    """Weight rows ``begin..end`` times each row of x, bfloat16 and contiguous."""
+    weight, weight_stride, _, n_in, bias = matrix
+    x, _, n, out, out_stride = activations
+    sums = np.empty(16, dtype=np.float32)
+    place = sums.ctypes.data
+    for index in range(begin, end, 2):
+        row = weight + index * weight_stride
+        n_rows = min(end - index, 2)
+        next_row = row + (n_rows - 1) * weight_stride
+        for first in range(0, n, 8):
+            count, members = min(n - first, 8), x + first * n_in * 2
+            wide = 4 if count <= 4 else 8
+            if wide == 4:
+                _dot_2x4(layout, row, next_row, n_in, members, count - 1, place)
+            else:
+                _dot_2x8(layout, row, next_row, n_in, members, count - 1, place)
+            for which in range(n_rows):
+                target = out + first * out_stride + (index + which) * 4
+                add = load_float(bias + (index + which) * 4) if bias != 0 else _ZERO
+                for member in range(count):
+                    store_float(target + member * out_stride, sums[which * wide + member] + add)
+
+
 @kernel
 def multiply_rounded(layout: Any, matrix: Matrix, activations: Activations) -> None:
     """``out = x @ weight.T + bias`` for a few rows of x, bfloat16 and contiguous; n_in is a multiple of 32."""
-    weight, weight_stride, n_out, n_in, bias = matrix
-    x, _, n, out, out_stride = activations
+    n_out = matrix[2]
     for job in prange((n_out + ROWS_PER_JOB - 1) // ROWS_PER_JOB):
-        sums = np.empty(16, dtype=np.float32)
-        place = sums.ctypes.data
-        for index in range(job * ROWS_PER_JOB, min((job + 1) * ROWS_PER_JOB, n_out), 2):
-            row = weight + index * weight_stride
-            n_rows = min(n_out - index, 2)
-            next_row = row + (n_rows - 1) * weight_stride
-            for first in range(0, n, 8):
-                count, members = min(n - first, 8), x + first * n_in * 2
-                wide = 4 if count <= 4 else 8
-                if wide == 4:
-                    _dot_2x4(layout, row, next_row, n_in, members, count - 1, place)
-                else:
-                    _dot_2x8(layout, row, next_row, n_in, members, count - 1, place)
-                for which in range(n_rows):
-                    target = out + first * out_stride + (index + which) * 4
-                    add = load_float(bias + (index + which) * 4) if bias != 0 else _ZERO
-                    for member in range(count):
-                        store_float(target + member * out_stride, sums[which * wide + member] + add)
+        begin = job * ROWS_PER_JOB
+        multiply_several(layout, matrix, activations, begin, min(begin + ROWS_PER_JOB, n_out))
 
 
 @inlined
-def _round_rows(activations: Activations, rounded: np.ndarray) -> None:
+def round_rows(activations: Activations, rounded: np.ndarray) -> None:
+    """x as bfloat16 ``[n, n_in]``, in an array of uint16."""
     n, n_in = rounded.shape
     for row in range(n):
         source, target = activations[0] + row * activations[1], rounded.ctypes.data + row * n_in * 2
@@ -126,5 +135,5 @@ def _multiply_array(layout: Any, matrix: Matrix, activations: Activations, round
 def multiply(layout: Any, matrix: Matrix, activations: Activations) -> None:
     """``out = x @ weight.T + bias`` for a few rows of x, float32; n_in is a multiple of 32. For compiled callers."""
     rounded = np.empty((activations[2], matrix[3]), dtype=np.uint16)
-    _round_rows(activations, rounded)
+    round_rows(activations, rounded)
     _multiply_array(layout, matrix, activations, rounded)

@@ -105,7 +105,7 @@ def _dot_4(layout: Any, row: int, n_in: int, x: Any, out: int) -> None:
 
 
 @inlined
-def _multiply_one(layout: Any, matrix: Matrix, activations: Activations, begin: int, end: int) -> None:
+def multiply_one(layout: Any, matrix: Matrix, activations: Activations, begin: int, end: int) -> None:
     """Weight rows ``begin..end`` times a single row of x."""
     weight, weight_stride, _, n_in, bias = matrix
     x, _, _, out, _ = activations
@@ -115,7 +115,7 @@ def _multiply_one(layout: Any, matrix: Matrix, activations: Activations, begin: 
 
 
 @inlined
-def _multiply_several(layout: Any, matrix: Matrix, activations: Activations, begin: int, end: int) -> None:
+def multiply_several(layout: Any, matrix: Matrix, activations: Activations, begin: int, end: int) -> None:
     """Weight rows ``begin..end`` times each row of x."""
     weight, weight_stride, _, n_in, bias = matrix
     x, x_stride, n, out, out_stride = activations
@@ -137,8 +137,8 @@ def multiply(layout: Any, matrix: Matrix, activations: Activations) -> None:
     if n == 1:
         for job in prange(n_jobs):
             begin = job * ROWS_PER_JOB
-            _multiply_one(layout, matrix, activations, begin, min(begin + ROWS_PER_JOB, n_out))
+            multiply_one(layout, matrix, activations, begin, min(begin + ROWS_PER_JOB, n_out))
     else:
         for job in prange(n_jobs):
             begin = job * ROWS_PER_JOB
-            _multiply_several(layout, matrix, activations, begin, min(begin + ROWS_PER_JOB, n_out))
+            multiply_several(layout, matrix, activations, begin, min(begin + ROWS_PER_JOB, n_out))

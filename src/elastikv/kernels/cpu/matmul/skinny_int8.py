@@ -96,7 +96,7 @@ def _offset(addresses: Any, offset: int) -> tuple[int, int, int]:
 
 
 @inlined
-def _multiply_one(layout: Any, matrix: Matrix, out: int, quantised: Any, begin: int, end: int) -> None:
+def multiply_one(layout: Any, matrix: Matrix, out: int, quantised: Any, begin: int, end: int) -> None:
     """Weight rows ``begin..end`` times a single row of x."""
     weight, weight_stride, _, n_in, bias = matrix
     n_groups = n_in // (layout.int8_group[0] * _PAIR)
@@ -106,7 +106,7 @@ def _multiply_one(layout: Any, matrix: Matrix, out: int, quantised: Any, begin: 
 
 
 @inlined
-def _multiply_several(
+def multiply_several(
     layout: Any, matrix: Matrix, activations: Activations, quantised: Any, begin: int, end: int
 ) -> None:
     """Weight rows ``begin..end`` times each row of x."""
@@ -124,29 +124,49 @@ def _multiply_several(
                 store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
 
 
+@inlined
+def empty_rows(n: int, n_in: int) -> Any:
+    """Room for n quantised rows: their values, what sums start from, and scales."""
+    x_bytes = np.empty((n, n_in), dtype=np.int8)
+    start = np.empty((n, n_in // _PAIR, 16), dtype=np.int32)
+    scales = np.empty((n, n_in // _PAIR, 16), dtype=np.float32)
+    return (x_bytes, start, scales)
+
+
+@inlined
+def quantise_row(layout: Any, x: int, rows: Any, row: int) -> None:
+    """Quantise the row of x at an address, in the order that the layout has, to a row of ``empty_rows``."""
+    x_bytes, start, scales = rows
+    n_in = x_bytes.shape[1]
+    _, bias_quarter, run = layout.int8_group
+    for pair in range(n_in // _PAIR):
+        place = x_bytes.ctypes.data + row * n_in + pair * _PAIR
+        _quantise_pair(x + pair * _PAIR * 4, bias_quarter, run, place, start[row, pair], scales[row, pair])
+
+
+@inlined
+def addresses_of(rows: Any, row: int) -> tuple[int, int, int]:
+    """Of a row of ``empty_rows``. Take them inside a loop: an array is freed once nothing but its address is used."""
+    x_bytes, start, scales = rows
+    return _offset((x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data), row * x_bytes.shape[1])
+
+
 @kernel
 def multiply(layout: Any, matrix: Matrix, activations: Activations) -> None:
     """``out = x @ weight.T + bias`` for a few rows of x, float32; n_in is a multiple of 64."""
     n_out, n_in = matrix[2], matrix[3]
     x, x_stride, n, out, _ = activations
-    _, bias_quarter, run = layout.int8_group
-    x_bytes = np.empty((n, n_in), dtype=np.int8)
-    start = np.empty((n, n_in // _PAIR, 16), dtype=np.int32)
-    scales = np.empty((n, n_in // _PAIR, 16), dtype=np.float32)
+    quantised = empty_rows(n, n_in)
     for row in range(n):
-        for pair in range(n_in // _PAIR):
-            source, place = x + row * x_stride + pair * _PAIR * 4, x_bytes.ctypes.data + row * n_in + pair * _PAIR
-            _quantise_pair(source, bias_quarter, run, place, start[row, pair], scales[row, pair])
+        quantise_row(layout, x + row * x_stride, quantised, row)
     n_jobs = (n_out + ROWS_PER_JOB - 1) // ROWS_PER_JOB
-    # Addresses are taken inside the loops: an array is freed once nothing but its address is used.
     if n == 1:
         for job in prange(n_jobs):
             begin = job * ROWS_PER_JOB
             end = min(begin + ROWS_PER_JOB, n_out)
-            _multiply_one(layout, matrix, out, (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data), begin, end)
+            multiply_one(layout, matrix, out, addresses_of(quantised, 0), begin, end)
     else:
         for job in prange(n_jobs):
             begin = job * ROWS_PER_JOB
             end = min(begin + ROWS_PER_JOB, n_out)
-            quantised = (x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data)
-            _multiply_several(layout, matrix, activations, quantised, begin, end)
+            multiply_several(layout, matrix, activations, addresses_of(quantised, 0), begin, end)
