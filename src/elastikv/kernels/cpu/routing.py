@@ -18,7 +18,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     total = _ZERO
     for value in exps:
         total += value
-    return exps / total
+    probabilities: np.ndarray = exps / total
+    return probabilities
 
 
 @inlined

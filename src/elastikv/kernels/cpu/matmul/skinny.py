@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import overload
 
 from elastikv.kernels.cpu.formats.layout import Layout, layout_of, tag_type
-from elastikv.kernels.cpu.jit import fused
+from elastikv.kernels.cpu.jit import fused, typed
 from elastikv.kernels.cpu.matmul import skinny_bf16, skinny_f32, skinny_int8
 from elastikv.kernels.cpu.matmul.arguments import Activations, Matrix
 
@@ -54,7 +54,7 @@ def multiply(product: Any, matrix: Matrix, activations: Activations) -> None:
     raise NotImplementedError
 
 
-@overload(multiply)
+@typed(overload(multiply))
 def _choose(product: Any, matrix: Any, activations: Any) -> Any:
     layout = layout_of(product.weight)
     multiply_one, multiply_several = _KERNELS[product.one], _KERNELS[product.several]

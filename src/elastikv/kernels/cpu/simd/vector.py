@@ -23,6 +23,9 @@ LANES = 16
 Vector = Any
 """In annotations of kernels: sixteen float32 values."""
 
+Scalar = Any
+"""In annotations of kernels: one float32 value."""
+
 Int16Vector = Any
 """In annotations of kernels: thirty-two int16 values."""
 
