@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
+from typing_extensions import override
 
 from elastikv.errors import CacheFull
 from elastikv.memory.budget import Budget
 from elastikv.memory.growth import round_up
 from elastikv.memory.storage import pages
+from elastikv.memory.storage.base import Storage
 from elastikv.memory.storage.planes import LayerPlanes, Plane, rows_per_page
 
 
@@ -53,8 +55,8 @@ class _Extent:
         self.stop = stop
 
 
-class MmapStorage:
-    """Rows whose addresses never change. See ``Storage`` for the contract.
+class MmapStorage(Storage):
+    """Rows whose addresses never change.
 
     Committed bytes are whole pages per plane. Raises MemoryError where the address space cannot be had.
     """
@@ -85,13 +87,16 @@ class MmapStorage:
         budget.watch(self)
 
     @property
+    @override
     def committed_bytes(self) -> int:
         return sum(extent.committed for extent in self._all_extents())
 
     @property
+    @override
     def reserved_bytes(self) -> int:
         return self._region.n_bytes
 
+    @override
     def tensors(self, layer: int) -> tuple[torch.Tensor, ...]:
         return tuple(
             extent.plane.view(
@@ -100,18 +105,22 @@ class MmapStorage:
             for extent in self._extents[layer]
         )
 
+    @override
     def released(self, layer: int) -> int:
         return self._released[layer]
 
+    @override
     def added_bytes(self, capacity: int) -> int:
         return sum(
             extent.plane.n_bands * (max(extent.stop_for(capacity), extent.start) - extent.stop)
             for extent in self._all_extents()
         )
 
+    @override
     def peak_bytes(self, capacity: int) -> int:
         return max(self.added_bytes(capacity), 0)
 
+    @override
     def grow(self, capacity: int, n_keep: int) -> None:
         if not self.capacity < capacity <= self.limit:
             raise ValueError(f"cannot grow from {self.capacity} to {capacity} rows of {self.limit}")
@@ -128,6 +137,7 @@ class MmapStorage:
                 raise CacheFull("machine", asked=n_bytes, left=self._budget.left(), limit=None) from error
             raise
 
+    @override
     def shrink(self, capacity: int, n_keep: int) -> None:
         if not n_keep <= capacity < self.capacity:
             raise ValueError(f"cannot shrink from {self.capacity} to {capacity} rows, {n_keep} of them in use")
@@ -139,6 +149,7 @@ class MmapStorage:
             self._cut(self.capacity)  # interrupted: a shrink never fails, so it is done to the end
             raise
 
+    @override
     def release_front(self, layer: int, n_rows: int) -> int:
         if n_rows <= self._released[layer]:
             return 0
@@ -149,6 +160,7 @@ class MmapStorage:
             extent.cut_front(self._region, max(min(start, extent.stop), extent.start))
         return before - self.committed_bytes
 
+    @override
     def close(self) -> None:
         self.capacity = 0
         self.generation += 1
@@ -156,6 +168,7 @@ class MmapStorage:
         for extent in self._all_extents():
             extent.start = extent.stop = 0
 
+    @override
     def check(self) -> None:
         for extent in self._all_extents():
             end = extent.stop_for(self.capacity)
