@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from elastikv.models.architecture import Architecture
 from elastikv.models.config import LayerType, ModelConfig
@@ -11,6 +12,8 @@ from elastikv.weights.gguf import Change, GGUFFields
 
 
 class Llama(Architecture):
+    """The plain decoder; its biases, if any, are of all projections."""
+
     name = "llama"
     classes = ("LlamaForCausalLM",)
     model_types = ("llama",)
@@ -24,6 +27,7 @@ class Llama(Architecture):
         named = super().layer_types(fields) if "layer_types" in fields else everything
         return named if isinstance(fields, GGUFFields) else everything
 
+    @override
     def gguf_change(self, config: ModelConfig, name: str) -> Change:
         return neighbours_rotate(config, name)
 
