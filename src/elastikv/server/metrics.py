@@ -58,9 +58,11 @@ class RequestMetrics:
         )
 
     def observe_tokens(self, seconds: float, *, is_first: bool) -> None:
+        """Count the seconds before one token of a generation: its first, or a later one."""
         (self._first_token if is_first else self._next_token).observe(seconds)
 
     def observe_request(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count an answered request, by route and status."""
         # Only routes become labels: anything else would let clients make up as many as they like.
         route = getattr(scope.get("route"), "path", "other")
         self._requests.labels(route, str(status)).inc()

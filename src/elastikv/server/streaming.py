@@ -52,6 +52,7 @@ class EventStream(StreamingResponse):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client closes its connection."""
         async with aclosing(self._events):
             await while_connected(receive, self.stream_response(send))
 
