@@ -55,6 +55,7 @@ class Request:
 
     @property
     def n_generated(self) -> int:
+        """Tokens generated so far."""
         return len(self.token_ids) - self.n_prompt
 
     @property

@@ -113,8 +113,8 @@ def _largest(logits: Row, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _kept(probabilities: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
-    """Mask of what the two cuts leave; at least one token. For top_p the probabilities descend."""
-    kept = probabilities >= min_p * probabilities.max()
+    """Mask of what top_p and min_p keep; at least one token. For top_p the probabilities descend."""
+    kept: np.ndarray = probabilities >= min_p * probabilities.max()
     if top_p < 1:
         kept[int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1 :] = False
     return kept

@@ -75,6 +75,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
+        """Whether any request runs or waits."""
         return bool(self._requests)
 
     @property
@@ -309,6 +310,7 @@ class Scheduler:
         return session_infos([*self.store, *waiting], self._memory.stats())
 
     def stats(self) -> EngineStats:
+        """Memory, sessions and tokens counted so far."""
         counts = self.events.counts
         return EngineStats(
             memory=self._memory.stats(),

@@ -9,9 +9,13 @@ from typing import Protocol
 class StreamDecoder(Protocol):
     """Turns tokens into text one by one, keeping the bytes of an unfinished character to itself."""
 
-    def push(self, token_id: int) -> str: ...
+    def push(self, token_id: int) -> str:
+        """Text that has become certain with this token."""
+        ...
 
-    def flush(self) -> str: ...
+    def flush(self) -> str:
+        """What was held back, when no token follows."""
+        ...
 
 
 class TextStream:

@@ -70,11 +70,11 @@ class SessionStore:
         return iter(list(self._sessions.values()))
 
     def idle(self) -> list[Session]:
-        """Those whose request has ended and whose cells are still held, the longest unused first."""
+        """Sessions whose request has ended and whose cells are still held, the longest unused first."""
         return self._in_state("idle")
 
     def parked(self) -> list[Session]:
-        """Those whose cells are on disk, the longest unused first."""
+        """Sessions whose cells are on disk, the longest unused first."""
         return self._in_state("parked")
 
     def n_held(self, session: Session) -> int:
