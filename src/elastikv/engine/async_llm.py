@@ -176,7 +176,7 @@ class AsyncLLM:
         return await self._call(lambda: self.llm.scheduler.store.load(path))
 
     async def erase_session(self, session_id: int) -> None:
-        """Forget an idle or parked session. Raises InvalidRequest."""
+        """Close an idle or parked session and give its memory back. Raises InvalidRequest for a running one."""
         await self._call(lambda: self.llm.scheduler.store.erase(session_id))
 
     # The worker thread

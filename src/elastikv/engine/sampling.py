@@ -69,7 +69,7 @@ class Sampler:
 def top_logprobs(logits: Row, token_id: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
     """The log probability of ``token_id``, and the ``n_top`` most likely tokens with theirs.
 
-    Of the model's own distribution: before bias, penalties, cuts and temperature.
+    Of the model's own distribution: before bias, penalties, truncation (top_k, top_p, min_p) and temperature.
     """
     log_total = _log_sum_exp(logits)
     token_ids, scores = _largest(logits, n_top) if n_top else (np.empty(0, np.int64), np.empty(0))

@@ -51,7 +51,7 @@ class TextStream:
         return self._show(len(self._held))
 
     def _look_for_stop(self) -> None:
-        """Cut the held text at the first stop string; its start can only lie in held text."""
+        """Truncate the held text at the first stop string; its start can only lie in held text."""
         found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self._held = self._held[: min(found)]

@@ -141,6 +141,7 @@ class Attention(Residual):
         n_heads, n_kv_heads = weights.n_heads, weights.n_kv_heads
         self._split = [n_heads, n_kv_heads, n_kv_heads, *([n_heads] if weights.gated else [])]
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         kernels, weights = self._kernels, self._weights
         at = (forward.cache, self._layer, forward.ubatch)
@@ -172,6 +173,7 @@ class DeltaNet(Residual):
         self._projected_split = [channels, values, n_v_heads, n_v_heads]
         self._conv_split = [keys, keys, values]
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         kernels, weights = self._kernels, self._weights
         at = (forward.states, self._layer, forward.ubatch)
@@ -199,6 +201,7 @@ class Mlp(Residual):
         self._down = kernels.linear_layer(weights.down)
         self._activate = {"silu": kernels.silu_mul, "gelu_tanh": kernels.gelu_mul}[weights.activation]
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         wide, inner = buffers
         self._gate_up(x, out=wide)
@@ -233,6 +236,7 @@ class Experts(Residual):
         self._experts = [_Expert(kernels, expert) for expert in weights.experts]
         self._shared = None if shared is None else _Expert(kernels, shared)
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         wide, inner, *shared_buffers, gathered, expert_out = buffers
         router, n_used, normalised = self._weights.router, self._weights.n_used, self._weights.normalised

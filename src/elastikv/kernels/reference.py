@@ -252,7 +252,7 @@ def _attend(q: torch.Tensor, cells: Cells, span: Span, window: int | None, scale
 
 
 def _cell_chunks(first: int, span: Span, window: int | None) -> Iterator[tuple[int, int]]:
-    """Position ranges that hold every cell the span sees, cut at fixed positions."""
+    """Position ranges that hold every cell the span sees, split at fixed positions."""
     begin = first if window is None else max(first, span.pos - window + 1)
     while begin < span.end:
         end = min((begin // _CHUNK_CELLS + 1) * _CHUNK_CELLS, span.end)

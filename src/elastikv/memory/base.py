@@ -108,8 +108,8 @@ class Memory(Protocol):
         memory.commit()                                 # or memory.rollback(): as before init_batch
 
     Any operation may be interrupted (Ctrl-C) at any line: ``rollback()`` then makes it done or undone, and no
-    sequence ever holds what it should not. One that was being cut in the middle, shifted or replaced may be
-    shorter, or gone.
+    sequence ever holds what it should not. A sequence from whose middle tokens were being removed, or that was being
+    shifted or replaced, may be shorter, or gone.
     """
 
     n_ctx: int
@@ -198,7 +198,7 @@ class Memory(Protocol):
 
     @property
     def cuts_anywhere(self) -> bool:
-        """Whether ``seq_rm(seq_id, p0)`` works for any ``p0`` that is held; if not, where a checkpoint was made."""
+        """Whether ``seq_rm(seq_id, p0)`` can truncate at any token; if not, only where a checkpoint was made."""
         ...
 
     def seq_ids(self) -> Sequence[int]:

@@ -21,6 +21,7 @@ class Llama(Architecture):
     has_attention_bias = True
     has_mlp_bias = True
 
+    @override
     def layer_types(self, fields: Fields) -> tuple[LayerType, ...]:
         """transformers attends to everything, whatever is written; a GGUF may be a Mistral's, with windows."""
         everything: tuple[LayerType, ...] = ("full",) * fields["num_hidden_layers"]

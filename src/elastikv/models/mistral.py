@@ -21,6 +21,7 @@ class Mistral(Architecture):
     gguf_name = "llama"  # is read as a Llama
     has_window = True
 
+    @override
     def read_hf_config(self, config: HFConfig) -> ModelConfig:
         """With ``layer_types``, transformers takes another of its classes."""
         return self.config(config.fields("ministral" if "layer_types" in config else "mistral"))

@@ -93,6 +93,7 @@ class Qwen3_5(Architecture):  # noqa: N801, its name
     def layer_tensors(self, config: ModelConfig) -> Sequence[str]:
         return (*super().layer_tensors(config), *(f"linear_attn.{name}" for name in _DELTA_NET))
 
+    @override
     def gguf_change(self, config: ModelConfig, name: str) -> Change:
         """What llama.cpp's converter does to a tensor.
 

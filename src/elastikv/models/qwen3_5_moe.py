@@ -52,6 +52,7 @@ class Qwen3_5Moe(Qwen3_5):  # noqa: N801, its name
         config = replace(super().config(fields), intermediate_size=experts.shared_width)
         return Qwen3_5MoeConfig.extending(config, experts=experts)
 
+    @override
     def gguf_fields(self, header: GGUFHeader) -> dict[str, Any]:
         """``feed_forward_length`` is not in every file, and means nothing here."""
         return {**super().gguf_fields(header), "intermediate_size": 0}

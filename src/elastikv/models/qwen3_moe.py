@@ -54,6 +54,7 @@ class Qwen3Moe(Architecture):
         dense = (layer for layer in range(config.n_layers) if layer in plain or (layer + 1) % every)
         return Qwen3MoeConfig.extending(config, experts=experts, dense_layers=tuple(dense))
 
+    @override
     def layer_types(self, fields: Fields) -> tuple[LayerType, ...]:
         """A window is that of all layers."""
         if isinstance(fields, GGUFFields):
@@ -62,6 +63,7 @@ class Qwen3Moe(Architecture):
         kinds: tuple[LayerType, ...] = ("sliding" if is_sliding else "full",) * fields["num_hidden_layers"]
         return kinds
 
+    @override
     def gguf_fields(self, header: GGUFHeader) -> dict[str, Any]:
         """llama.cpp always normalises, and converters say nothing of it."""
         return {"norm_topk_prob": header.of_architecture("expert_weights_norm", True)}

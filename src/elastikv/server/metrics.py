@@ -17,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
+from typing_extensions import override
 
 from elastikv.engine.stats import EngineStats
 from elastikv.server.description import content
@@ -87,6 +88,7 @@ class _EngineCollector(Collector):
     def __init__(self, stats: EngineStats) -> None:
         self._stats = stats
 
+    @override
     def collect(self) -> Iterator[Metric]:
         stats, memory = self._stats, self._stats.memory
         gauges: dict[str, tuple[float, str]] = {

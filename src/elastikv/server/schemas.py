@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import override
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -180,6 +181,7 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
 
     @property
+    @override
     def token_limit(self) -> int | None:
         """Tokens to generate at most; ``max_completion_tokens``, OpenAI's newer name, goes first."""
         return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens

@@ -200,9 +200,10 @@ class FusedDeltaNet(DeltaNet):
 
 
 def _experts_tables(matrices: Sequence[LinearWeights], linear: LinearKernel) -> dict[Product, np.ndarray] | None:
-    """The same matrix of every expert as ``experts.experts`` takes it: parts by product.
+    """One matrix of each expert (gate_up or down) as ``experts.experts`` takes it: parts by product.
 
-    None where experts differ in formats, or have one that is not multiplied as it is, or biases. Addresses: see above.
+    None where experts differ in formats, or have one that is not multiplied as it is, or biases. The tables hold
+    addresses, so the weights must live as long.
     """
     first, lines = matrices[0], dict[Product, list[tuple[int, ...]]]()
     if any(len(matrix.parts) != len(first.parts) for matrix in matrices):

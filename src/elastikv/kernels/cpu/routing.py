@@ -1,4 +1,4 @@
-"""Which experts a token goes to: softmax over all of them, the largest few, and tokens brought together by expert."""
+"""Which experts a token goes to: softmax over all of them, the largest few, and tokens grouped by expert."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ class PageBlock(Block):
     def committed(self) -> int:
         return self._stop - self._start
 
+    @override
     def give_back(self, start: int, stop: int) -> None:
         """The range must reach to the block's front or to its end."""
         if start <= self._start:
@@ -92,6 +93,7 @@ class TensorBlock(Block):
     def committed(self) -> int:
         return len(self.data)
 
+    @override
     def give_back(self, start: int, stop: int) -> None:
         """There are no pages."""
 

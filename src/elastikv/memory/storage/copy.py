@@ -106,7 +106,7 @@ class CopyStorage(Storage):
                 self._replace(layer, capacity, n_keep)
             self.capacity = capacity
         except BaseException as error:
-            self._cut_all(self.capacity, n_keep)
+            self._truncate_all(self.capacity, n_keep)
             if isinstance(error, MemoryError):
                 raise CacheFull("machine", asked=peak, left=self._budget.left(), limit=None) from error
             raise
@@ -118,9 +118,9 @@ class CopyStorage(Storage):
         self.generation += 1
         try:
             self.capacity = capacity
-            self._cut_all(capacity, n_keep)
+            self._truncate_all(capacity, n_keep)
         except BaseException:
-            self._cut_all(self.capacity, n_keep)  # interrupted: a shrink never fails, so it is done to the end
+            self._truncate_all(self.capacity, n_keep)  # interrupted: a shrink never fails, so it is done to the end
             raise
 
     @override
@@ -137,7 +137,7 @@ class CopyStorage(Storage):
     def close(self) -> None:
         self.capacity = 0
         self.generation += 1
-        self._cut_all(0, 0)
+        self._truncate_all(0, 0)
 
     @override
     def check(self) -> None:
@@ -169,11 +169,11 @@ class CopyStorage(Storage):
         for block in old.blocks:
             block.close()
 
-    def _cut_all(self, capacity: int, n_keep: int) -> None:
+    def _truncate_all(self, capacity: int, n_keep: int) -> None:
         for layer in range(len(self.layers)):
-            self._cut(layer, capacity, n_keep)
+            self._truncate(layer, capacity, n_keep)
 
-    def _cut(self, layer: int, capacity: int, n_keep: int) -> None:
+    def _truncate(self, layer: int, capacity: int, n_keep: int) -> None:
         """Give back what is behind ``capacity`` rows, if there is anything. Never fails.
 
         Pages go in place. Where a device cannot do that, a smaller copy takes the block's place; if

@@ -44,12 +44,12 @@ class _Extent:
         for offset in self.offsets:
             region.commit(offset + before, offset + stop)
 
-    def cut_front(self, region: pages.Region, start: int) -> None:
+    def discard_front(self, region: pages.Region, start: int) -> None:
         for offset in self.offsets:
             region.discard(offset + self.start, offset + start, keep_accessible=True)
         self.start = start
 
-    def cut_end(self, region: pages.Region, stop: int) -> None:
+    def discard_end(self, region: pages.Region, stop: int) -> None:
         for offset in self.offsets:
             region.discard(offset + stop, offset + self.stop)
         self.stop = stop
@@ -132,7 +132,7 @@ class MmapStorage(Storage):
                 extent.commit(self._region, max(extent.stop_for(capacity), extent.stop))
             self.capacity = capacity
         except BaseException as error:
-            self._cut(self.capacity)
+            self._truncate(self.capacity)
             if isinstance(error, MemoryError):
                 raise CacheFull("machine", asked=n_bytes, left=self._budget.left(), limit=None) from error
             raise
@@ -144,9 +144,9 @@ class MmapStorage(Storage):
         self.generation += 1
         try:
             self.capacity = capacity
-            self._cut(capacity)
+            self._truncate(capacity)
         except BaseException:
-            self._cut(self.capacity)  # interrupted: a shrink never fails, so it is done to the end
+            self._truncate(self.capacity)  # interrupted: a shrink never fails, so it is done to the end
             raise
 
     @override
@@ -157,7 +157,7 @@ class MmapStorage(Storage):
         self._released[layer] = n_rows  # first, so that no row is taken for whole that is not
         for extent in self._extents[layer]:
             start = n_rows * extent.plane.row_bytes // pages.PAGE * pages.PAGE
-            extent.cut_front(self._region, max(min(start, extent.stop), extent.start))
+            extent.discard_front(self._region, max(min(start, extent.stop), extent.start))
         return before - self.committed_bytes
 
     @override
@@ -175,12 +175,12 @@ class MmapStorage(Storage):
             assert 0 <= extent.start <= extent.stop == max(end, extent.start), "pages differ from capacity"
         assert 0 <= self.capacity <= self.limit
 
-    def _cut(self, capacity: int) -> None:
+    def _truncate(self, capacity: int) -> None:
         """Give back every page behind ``capacity`` rows. Cannot fail."""
         for extent in self._all_extents():
             stop = max(extent.stop_for(capacity), extent.start)
             if stop < extent.stop:
-                extent.cut_end(self._region, stop)
+                extent.discard_end(self._region, stop)
 
     def _all_extents(self) -> list[_Extent]:
         return [extent for extents in self._extents for extent in extents]

@@ -50,9 +50,11 @@ class GGUFFields(Fields):
         said = {field: value for field, value in said.items() if value is not None}
         self._values = {**_defaults(header), **said, **_computed(header), **own}
 
+    @override
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
+    @override
     def __getitem__(self, key: str) -> Any:
         if key in self._keys and key not in self._values:
             return self._header.required(self._keys[key])

@@ -104,7 +104,7 @@ class GGUFHeader:
 def read_header(path: Path, data: mmap.mmap) -> GGUFHeader:
     """Parse and check a header.
 
-    Raises CorruptFile where it, or a tensor's data, is cut off; UnsupportedModel for versions and types not known.
+    Raises CorruptFile where it, or a tensor's data, is truncated; UnsupportedModel for versions and types not known.
     """
     cursor = _Cursor(data)
     try:

@@ -107,6 +107,7 @@ class PlacedTensors(TensorSource):
     def names(self) -> Iterable[str]:
         return self._places.keys()
 
+    @override
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
@@ -114,11 +115,13 @@ class PlacedTensors(TensorSource):
     def nbytes(self, name: str) -> int:
         return self._find(name)[1].nbytes
 
+    @override
     def get(self, name: str) -> torch.Tensor:
         """The tensor, dense, in the file's dtype; f32 where the file packs it."""
         change, tensor = self._find(name)
         return change.undo(self._file.read(tensor)).contiguous()
 
+    @override
     def get_packed(self, name: str) -> PackedTensor | None:
         """The tensor's blocks, or None where it is stored dense.
 
@@ -140,6 +143,7 @@ class PlacedTensors(TensorSource):
     def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
         return self._file.tokenizer(eos_token_ids)
 
+    @override
     def close(self) -> None:
         """Nothing stays open between reads."""
 

@@ -67,9 +67,11 @@ class HFFields(Fields):
         self._written = written
         self._model_type = model_type
 
+    @override
     def __contains__(self, key: str) -> bool:
         return self._written.get(key) is not None
 
+    @override
     def __getitem__(self, key: str) -> Any:
         return self._written[key] if key in self else getattr(self._reference, key, None)
 

@@ -54,6 +54,7 @@ class HFFolder(TensorSource):
     def names(self) -> Iterable[str]:
         return self._files.keys()
 
+    @override
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
@@ -82,6 +83,7 @@ class HFFolder(TensorSource):
     def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
         return read_hf_tokenizer(self._folder, eos_token_ids)
 
+    @override
     def close(self) -> None:
         """Nothing stays open between reads."""
 

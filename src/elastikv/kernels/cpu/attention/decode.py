@@ -1,11 +1,11 @@
 """Decode attention: single queries over their streams' cells, where these lie.
 
-A row (one query token) sees a run of cells. The run is cut into at most 16 parts; a part is the job of one
+A row (one query token) sees a run of cells. The run is split into at most 16 parts; a part is the job of one
 thread and covers all heads, so that a thread reads its cells front to back. Within a part, 64 cells
 at a time: scores of all heads, a softmax with running maximum (Milakov and Gimelshein,
 arXiv:1805.02867), then the weighted sum of V. At the end the parts of each row and head are combined.
 
-How a run is cut depends on its length alone, so results depend neither on the other rows nor on threads.
+How a run is split depends on its length alone, so results depend neither on the other rows nor on threads.
 
 Scratch, in float32, per row: queries ``[n_heads, d]``; per row and part: sums ``[n_heads, dv]``, scores
 ``[n_heads, 64]``, maxima and totals ``[n_heads]``, and what the cells' layouts need. Here each group of query heads is

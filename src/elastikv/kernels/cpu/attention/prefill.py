@@ -126,7 +126,7 @@ class _Views:
     state: torch.Tensor
 
 
-def _cut(scratch: torch.Tensor, d: int, dv: int) -> _Views:
+def _split(scratch: torch.Tensor, d: int, dv: int) -> _Views:
     sizes = (d, dv, _CHUNK_ROWS)
     keys, values, scores, rest = scratch[: scratch_floats(d, dv)].split(
         [*(_CHUNK_CELLS * size for size in sizes), _CHUNK_ROWS * (d + dv + 2)]
@@ -148,7 +148,7 @@ def attend_span(
     n_tokens, n_heads, d = q.shape
     n_kv_heads, dv = cells.v.n_heads, cells.v.dim
     n_group = n_heads // n_kv_heads
-    views = _cut(scratch, d, dv)
+    views = _split(scratch, d, dv)
     step = max(_CHUNK_ROWS // n_group, 1)
     for head in range(n_kv_heads):
         heads = slice(head * n_group, (head + 1) * n_group)

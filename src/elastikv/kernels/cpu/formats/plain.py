@@ -129,12 +129,12 @@ class PlainLayout(CellLayout):
 
     @compiled
     def store(self, row: int, start: int, values: Vector) -> None:
-        """Narrow float32 values and write them at ``start .. start + 15`` of a row."""
+        """Convert float32 values and write them at ``start .. start + 15`` of a row."""
         raise NotImplementedError
 
     @compiled
     def store_part(self, row: int, start: int, values: Vector, count: int) -> None:
-        """Narrow the first ``count < 16`` lanes and write them from ``start`` on."""
+        """Convert the first ``count < 16`` lanes and write them from ``start`` on."""
         raise NotImplementedError
 
     @override

@@ -191,10 +191,12 @@ class Q8_0Layout(CellLayout):  # noqa: N801
         for start in range(0, d, BLOCK):
             _quantise_block(x + start * 4, min(d - start, BLOCK), row + start, scales + start // BLOCK * 2)
 
+    @override
     def qk_scratch_floats(self, n_kv_heads: int, d: int) -> int:
         """Four cells' scales, in whole vectors."""
         return 4 * n_kv_heads * ((d + BLOCK - 1) // BLOCK) + LANES
 
+    @override
     def put_query(self, source: int, d: int, wide: int, scale: float, out: int) -> None:
         """int16 values, and behind them what they are to be multiplied by."""
         top = _largest(source, d)

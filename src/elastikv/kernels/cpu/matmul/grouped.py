@@ -99,7 +99,7 @@ def _multiply_int8(layout: Any, groups: np.ndarray, shape: Shape, n_threads: int
 
 
 _KERNELS = {"f32": _multiply_f32, "bf16": _multiply_bf16, "int8": _multiply_int8}
-"""By what x is rounded to, see ``skinny.XType``."""
+"""Kernels by the type that x is converted to, see ``skinny.XType``."""
 
 
 def multiply(product: Any, groups: np.ndarray, n_single: int, shape: Shape, n_threads: int) -> None:

@@ -147,7 +147,10 @@ def quantise_row(layout: Any, x: int, rows: Any, row: int) -> None:
 
 @inlined
 def addresses_of(rows: Any, row: int) -> tuple[int, int, int]:
-    """Of a row of ``empty_rows``. Take them inside a loop: an array is freed once nothing but its address is used."""
+    """Addresses of a row of ``empty_rows``, to be taken inside the loop that uses them.
+
+    An array is freed once nothing but its address is used.
+    """
     x_bytes, start, scales = rows
     return _offset((x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data), row * x_bytes.shape[1])
 

@@ -23,7 +23,7 @@ _ZERO = np.float32(0)
 _NORM_EPS = 1e-6
 _MIN_PARALLEL_GATES = 1 << 10
 _LINEAR_FROM = 20
-"""Where softplus is its argument."""
+"""From here on softplus(x) is x."""
 
 
 @inlined
