@@ -37,7 +37,7 @@ class SeqTokens:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Tokens of several sequences, each sequence at most once."""
+    """Tokens of several sequences, each at most once. Raises InvalidRequest otherwise, and if there are none."""
 
     entries: tuple[SeqTokens, ...]
 
@@ -50,6 +50,7 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of all entries."""
         return sum(len(entry.token_ids) for entry in self.entries)
 
 
@@ -64,6 +65,7 @@ class Span:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of the span, which is also its number of rows."""
         return self.stop - self.start
 
     @property
@@ -87,14 +89,16 @@ class UBatch:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of all spans: the rows of the ubatch."""
         return len(self.token_ids)
 
 
 def split(batch: Batch, next_pos: Mapping[int, int], n_ubatch: int) -> list[UBatch]:
-    """Cut a batch into ubatches of at most ``n_ubatch`` tokens, in order.
+    """Split a batch into ubatches of at most ``n_ubatch`` tokens, in order.
 
     ``next_pos[seq_id]`` is the position that the sequence's next token gets. Because order is kept,
-    the logits of all ubatches, one after the other, are in the order of ``batch.entries``.
+    the logits of all ubatches, one after the other, are in the order of ``batch.entries``. Raises InvalidRequest if
+    ``n_ubatch`` is below 1.
     """
     if n_ubatch < 1:
         raise InvalidRequest(f"n_ubatch must be at least 1, got {n_ubatch}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.configs import QWEN3_5_27B
 from support.tiny_models import tiny_model
 
 from elastikv import LLM
@@ -15,28 +16,8 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 @pytest.fixture
 def qwen3_5_27b(tmp_path):
-    """The cache's geometry of Qwen3.5-27B, as its config.json has it."""
-    text = {
-        "model_type": "qwen3_5_text",
-        "hidden_size": 5120,
-        "intermediate_size": 17408,
-        "num_hidden_layers": 64,
-        "full_attention_interval": 4,
-        "num_attention_heads": 24,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 48,
-        "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
-        "linear_conv_kernel_dim": 4,
-        "max_position_embeddings": 262144,
-        "vocab_size": 248320,
-        "rms_norm_eps": 1e-6,
-    }
-    config = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text}
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(QWEN3_5_27B))
     return path
 
 

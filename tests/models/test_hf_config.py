@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.configs import parse_hf_config
+from support.configs import QWEN3_5_27B, QWEN3_5_27B_TEXT, parse_hf_config
 from support.tiny_models import ARCHITECTURES, tiny_transformers_model
 
 from elastikv.errors import CorruptFile, UnsupportedModel
@@ -15,28 +15,10 @@ from elastikv.memory.base import KVLayer, RecurrentLayer
 from elastikv.models import memory_layers, read_config
 from elastikv.models.config import ModelConfig
 
-QWEN3_5_27B_TEXT: dict[str, Any] = {
-    "model_type": "qwen3_5_text",
-    "vocab_size": 248320,
-    "max_position_embeddings": 262144,
-    "hidden_size": 5120,
-    "intermediate_size": 17408,
-    "num_hidden_layers": 64,
-    "full_attention_interval": 4,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 48,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25},
-}
-
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_memory_of_a_real_hybrid(wrapped: bool, tmp_path: Path) -> None:
-    raw = QWEN3_5_27B_TEXT
-    if wrapped:
-        raw = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": raw}
+    raw = QWEN3_5_27B if wrapped else QWEN3_5_27B_TEXT
     (tmp_path / "config.json").write_text(json.dumps(raw))
     config = read_config(tmp_path / "config.json")
     layers = memory_layers(config)

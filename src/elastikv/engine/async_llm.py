@@ -78,7 +78,7 @@ class AsyncLLM:
         self._thread.start()
 
     async def close(self, drain_seconds: float = 0.0) -> None:
-        """As ``drain``; then park sessions and stop the thread."""
+        """Let running requests end for up to ``drain_seconds`` (see ``drain``), park sessions and stop the thread."""
         await self.drain(drain_seconds)
         if self._thread is None or self._is_stopped:
             return
@@ -142,6 +142,7 @@ class AsyncLLM:
         return await self._call(self.llm.scheduler.sessions)
 
     async def stats(self) -> EngineStats:
+        """Memory, sessions and tokens counted so far, between two steps."""
         return await self._call(self.llm.scheduler.stats)
 
     def events(self, since: int = 0) -> list[Event]:
@@ -149,7 +150,7 @@ class AsyncLLM:
         return self.llm.events.since(since)
 
     async def check(self) -> None:
-        """Look at every invariant of the memory, between two steps. Raises AssertionError."""
+        """Check every invariant of the memory, between two steps. Raises AssertionError."""
         await self._call(self.llm.memory.check)
 
     # Changing memory while it runs
@@ -175,7 +176,7 @@ class AsyncLLM:
         return await self._call(lambda: self.llm.scheduler.store.load(path))
 
     async def erase_session(self, session_id: int) -> None:
-        """Forget an idle or parked session. Raises InvalidRequest."""
+        """Close an idle or parked session and give its memory back. Raises InvalidRequest for a running one."""
         await self._call(lambda: self.llm.scheduler.store.erase(session_id))
 
     # The worker thread

@@ -38,6 +38,7 @@ class EventLog:
         self.counts: Counter[EventKind] = Counter()
 
     def add(self, kind: EventKind, session: int | None = None, *, n_cells: int = 0, n_bytes: int = 0) -> None:
+        """Record an event that happens now."""
         self._n_events += 1
         self.counts[kind] += 1
         self._events.append(Event(self._n_events, self._clock(), kind, session, n_cells, n_bytes))

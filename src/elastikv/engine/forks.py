@@ -18,7 +18,7 @@ def about_to_compute() -> None:
 
 
 def require_threads() -> None:
-    """Raises EngineClosed in a fork of a process that computes."""
+    """Raise EngineClosed in a fork of a process that computes."""
     if _is_stranded:
         raise EngineClosed(
             "this process was forked from one that runs a model, and would hang; start it with multiprocessing's "

@@ -11,7 +11,8 @@ from elastikv.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerOptions:
-    """
+    """How many requests run and wait, and what becomes of idle sessions. Raises InvalidRequest.
+
     n_parallel: sequences that run at once; more requests wait.
     max_queue: requests that may wait; more are refused (QueueFull). The default holds what batch clients send at
         once: one that waits at the server with a prompt of 1,000 tokens takes about 80 KiB, so that 4096 take 0.3 GiB.

@@ -39,10 +39,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOutput:
-    """One finished (or cut) generation.
+    """One generation that has ended, early or not.
 
     finish_reason: ``"stop"`` end token or stop string, ``"length"`` max_tokens or n_ctx,
-    ``"abort"`` ended by the caller, None: cut by an error.
+    ``"abort"`` ended by the caller, None: ended by an error.
     token_ids: all that were generated, those of a stop string and the end token included.
     cached_tokens: how many of the prompt's tokens were not computed again.
     """

@@ -24,6 +24,7 @@ class Chunk:
 
     @property
     def entry(self) -> SeqTokens:
+        """The chunk as an entry of a batch; logits are wanted if it completes the request's tokens."""
         tokens = self.request.token_ids[self.start : self.stop]
         return SeqTokens(self.request.session.seq_id, tokens, n_logits=int(self.completes))
 

@@ -55,6 +55,7 @@ class Request:
 
     @property
     def n_generated(self) -> int:
+        """Tokens generated so far."""
         return len(self.token_ids) - self.n_prompt
 
     @property
@@ -68,7 +69,7 @@ class Request:
         return self.finish_reason is not None or self.error is not None
 
     def start(self, now: float, n_cached: int) -> None:
-        """It is about to be computed, ``n_cached`` tokens of it need not be."""
+        """Note that the request is about to be computed, all but ``n_cached`` of its tokens."""
         if self._started is None:
             self._started = now
             self.cached_tokens = min(n_cached, self.n_prompt)
@@ -103,7 +104,7 @@ class Request:
         self.fail(GenerationCut(self.output(now), cause) if self.n_generated else cause)
 
     def fail(self, error: Exception) -> None:
-        """It cannot go on; whoever waits for it gets ``error``."""
+        """End the request with an error, which whoever waits for it gets."""
         self.error = error
 
     def output(self, now: float) -> GenerationOutput:

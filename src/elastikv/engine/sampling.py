@@ -69,7 +69,7 @@ class Sampler:
 def top_logprobs(logits: Row, token_id: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
     """The log probability of ``token_id``, and the ``n_top`` most likely tokens with theirs.
 
-    Of the model's own distribution: before bias, penalties, cuts and temperature.
+    Of the model's own distribution: before bias, penalties, truncation (top_k, top_p, min_p) and temperature.
     """
     log_total = _log_sum_exp(logits)
     token_ids, scores = _largest(logits, n_top) if n_top else (np.empty(0, np.int64), np.empty(0))
@@ -113,8 +113,8 @@ def _largest(logits: Row, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _kept(probabilities: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
-    """Mask of what the two cuts leave; at least one token. For top_p the probabilities descend."""
-    kept = probabilities >= min_p * probabilities.max()
+    """Mask of what top_p and min_p keep; at least one token. For top_p the probabilities descend."""
+    kept: np.ndarray = probabilities >= min_p * probabilities.max()
     if top_p < 1:
         kept[int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1 :] = False
     return kept

@@ -75,6 +75,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
+        """Whether any request runs or waits."""
         return bool(self._requests)
 
     @property
@@ -157,7 +158,7 @@ class Scheduler:
         self.store.tend()
 
     def clear(self) -> None:
-        """End all requests and forget all that is in memory."""
+        """End all requests and remove all sessions from memory."""
         self._abort_all()
         with self._operation():
             for session in self.store.idle():
@@ -167,12 +168,12 @@ class Scheduler:
     def refuse_waiting(self) -> None:
         """End the requests that wait and have no text yet (EngineClosed). A preempted one has, and may go on."""
         for request in [request for request in self._waiting if not request.n_generated]:
-            self._cut(request)
+            self._end_early(request)
 
     def cut_all(self) -> None:
         """End all requests: what they have generated is theirs (GenerationCut); the others get EngineClosed."""
         for request in [*self._running, *self._waiting]:
-            self._cut(request)
+            self._end_early(request)
 
     def close(self) -> None:
         """End all requests; idle sessions are parked if there is a place."""
@@ -188,7 +189,7 @@ class Scheduler:
         for request in list(self._requests):
             self.abort(request)
 
-    def _cut(self, request: Request) -> None:
+    def _end_early(self, request: Request) -> None:
         with self._operation():
             request.cut(EngineClosed(), self._clock())
             self._retire(request)
@@ -254,7 +255,7 @@ class Scheduler:
         return plan_step(self._running, self._n_held, n_batch=self._n_batch, n_ubatch=self._n_ubatch)
 
     def _give_way(self, refusal: CacheFull) -> None:
-        """The youngest goes back to wait. One that is alone and refused has all there is: it is cut."""
+        """The youngest goes back to wait. One that is alone and refused has all there is: it ends early."""
         *others, youngest = self._running
         if others:
             self._preempt(youngest)
@@ -309,6 +310,7 @@ class Scheduler:
         return session_infos([*self.store, *waiting], self._memory.stats())
 
     def stats(self) -> EngineStats:
+        """Memory, sessions and tokens counted so far."""
         counts = self.events.counts
         return EngineStats(
             memory=self._memory.stats(),

@@ -9,9 +9,13 @@ from typing import Protocol
 class StreamDecoder(Protocol):
     """Turns tokens into text one by one, keeping the bytes of an unfinished character to itself."""
 
-    def push(self, token_id: int) -> str: ...
+    def push(self, token_id: int) -> str:
+        """Text that has become certain with this token."""
+        ...
 
-    def flush(self) -> str: ...
+    def flush(self) -> str:
+        """What was held back, when no token follows."""
+        ...
 
 
 class TextStream:
@@ -47,7 +51,7 @@ class TextStream:
         return self._show(len(self._held))
 
     def _look_for_stop(self) -> None:
-        """Cut the held text at the first stop string; its start can only lie in held text."""
+        """Truncate the held text at the first stop string; its start can only lie in held text."""
         found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self._held = self._held[: min(found)]

@@ -34,7 +34,7 @@ class Workspace:
 
     @property
     def committed_bytes(self) -> int:
-        """Of all buffers, and what the kernels hold for themselves."""
+        """Bytes of all buffers, and of the scratch that the kernels hold."""
         return sum(buffer.numel() for buffer in self._buffers.values()) + self._scratch_bytes
 
     def reserve(self, max_capacity: int) -> None:

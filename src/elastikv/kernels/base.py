@@ -74,41 +74,56 @@ class Sublayer(Protocol):
 
 
 class LinearLayer(Protocol):
+    """One or more matrices over the same input, their outputs side by side: ``x @ weight.T + bias``."""
+
     def __call__(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """x ``[n, n_in]``, out float32 ``[n, n_out]``."""
+        """Multiply x ``[n, n_in]`` with the weights; the product goes to out, float32 ``[n, n_out]``."""
         ...
 
 
 class EmbeddingLayer(Protocol):
+    """Rows of a matrix ``[n_vocab, hidden_size]``, looked up by token."""
+
     def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """token_ids int64 ``[n]``, out float32 ``[n, hidden_size]``."""
+        """Look up token_ids, int64 ``[n]``; their rows go to out, float32 ``[n, hidden_size]``."""
         ...
 
 
 class Kernels(Protocol):
+    """A backend: operations on tensors of one device, and the layers made of them.
+
+    name: what ``--kernels`` calls it. packed_types: packed types that ``linear`` multiplies with; layers dequantise
+    others, a few rows at a time. Not for use by several threads at once.
+    """
+
     name: str
     packed_types: frozenset[str]
-    """Packed types that ``linear`` multiplies with; layers unpack others tile by tile."""
 
     # Layers: ``composed.ComposedKernels`` has them all; a backend overrides those that it can do as a whole.
 
-    def linear_layer(self, weights: LinearWeights) -> LinearLayer: ...
+    def linear_layer(self, weights: LinearWeights) -> LinearLayer:
+        """Products with one or more matrices over the same input, of any format that ``kernels.quants`` knows."""
+        ...
 
     def embedding_layer(self, weight: Weight, scale: float = 1.0) -> EmbeddingLayer:
-        """Rows of a matrix ``[n_vocab, hidden_size]`` by token, multiplied with ``scale``."""
+        """Rows of a matrix ``[n_vocab, hidden_size]``, looked up by token and multiplied with ``scale``."""
         ...
 
     def attention_layer(self, weights: AttentionWeights, layer: int) -> Sublayer:
-        """layer: its ordinal among the layers with the same kind of memory."""
+        """Causal attention over a KV cache. layer: its index in ``ForwardPass.cache``."""
         ...
 
     def delta_net_layer(self, weights: DeltaNetWeights, layer: int) -> Sublayer:
-        """layer: its ordinal among the layers with the same kind of memory."""
+        """A gated delta net with its short convolution. layer: its index in ``ForwardPass.states``."""
         ...
 
-    def mlp_layer(self, weights: MlpWeights) -> Sublayer: ...
+    def mlp_layer(self, weights: MlpWeights) -> Sublayer:
+        """A gated MLP: ``down(activation(gate) * up)``."""
+        ...
 
-    def experts_layer(self, weights: ExpertsWeights) -> Sublayer: ...
+    def experts_layer(self, weights: ExpertsWeights) -> Sublayer:
+        """A mixture of experts: each token goes to the ``n_used`` that the router chooses."""
+        ...
 
     # Operations
 
@@ -131,7 +146,7 @@ class Kernels(Protocol):
         ...
 
     def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """``gelu(gate) * up``, gelu by its tanh approximation; otherwise like ``silu_mul``."""
+        """``gelu(gate) * up``, gelu by its tanh approximation. gate_up ``[n, 2 * d]``, gate first; out ``[n, d]``."""
         ...
 
     def route(
@@ -172,9 +187,9 @@ class Kernels(Protocol):
     def attention(
         self, q: torch.Tensor, cache: KVCache, layer: int, ubatch: UBatch, scale: float, out: torch.Tensor
     ) -> torch.Tensor:
-        """Causal attention of every span over its own stream's cells, which hold the span's k and v already.
+        """Causal softmax attention of every span over its stream's cells, which hold the span's k and v already.
 
-        q ``[n, n_heads, d]`` (strided view allowed), out ``[n, n_heads, dv]``.
+        scale: of the products of q and k. q ``[n, n_heads, d]`` (strided view allowed), out ``[n, n_heads, dv]``.
         """
         ...
 

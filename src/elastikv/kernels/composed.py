@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from typing_extensions import override
 
 from elastikv.kernels import quants
-from elastikv.kernels.base import ForwardPass, Kernels
+from elastikv.kernels.base import EmbeddingLayer, ForwardPass, Kernels, LinearLayer, Sublayer
 from elastikv.kernels.rope import Rope
 from elastikv.kernels.weights import (
     AttentionWeights,
@@ -27,35 +28,42 @@ from elastikv.kernels.weights import (
 )
 
 
-class ComposedKernels:
-    """The layers of ``Kernels``, for a class that has its operations."""
+class ComposedKernels(Kernels):
+    """The layers of ``Kernels``; a backend that inherits them adds the operations."""
 
-    def linear_layer(self: Kernels, weights: LinearWeights) -> Linear:
+    @override
+    def linear_layer(self, weights: LinearWeights) -> Linear:
         return Linear(self, weights)
 
-    def embedding_layer(self: Kernels, weight: Weight, scale: float = 1.0) -> Embedding:
+    @override
+    def embedding_layer(self, weight: Weight, scale: float = 1.0) -> Embedding:
         return Embedding(weight, scale)
 
-    def attention_layer(self: Kernels, weights: AttentionWeights, layer: int) -> Attention:
+    @override
+    def attention_layer(self, weights: AttentionWeights, layer: int) -> Attention:
         return Attention(self, weights, layer)
 
-    def delta_net_layer(self: Kernels, weights: DeltaNetWeights, layer: int) -> DeltaNet:
+    @override
+    def delta_net_layer(self, weights: DeltaNetWeights, layer: int) -> DeltaNet:
         return DeltaNet(self, weights, layer)
 
-    def mlp_layer(self: Kernels, weights: MlpWeights) -> Mlp:
+    @override
+    def mlp_layer(self, weights: MlpWeights) -> Mlp:
         return Mlp(self, weights)
 
-    def experts_layer(self: Kernels, weights: ExpertsWeights) -> Experts:
+    @override
+    def experts_layer(self, weights: ExpertsWeights) -> Experts:
         return Experts(self, weights)
 
 
-class Linear:
-    """A ``LinearLayer``. A packed type that the kernels do not multiply with is unpacked, a tile of rows at a time."""
+class Linear(LinearLayer):
+    """A ``LinearLayer``. Packed types that ``Kernels.linear`` does not take are dequantised, a few rows at a time."""
 
     def __init__(self, kernels: Kernels, weights: LinearWeights) -> None:
         self.weights = weights
         self._kernels = kernels
 
+    @override
     def __call__(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         parts = self.weights.parts
         if len(parts) == 1:
@@ -80,13 +88,14 @@ class Linear:
             self._kernels.linear(x, tile, None if bias is None else bias[rows], out[:, rows])
 
 
-class Embedding:
-    """An ``EmbeddingLayer``."""
+class Embedding(EmbeddingLayer):
+    """Looks rows up in a dense matrix, or dequantises them."""
 
     def __init__(self, weight: Weight, scale: float) -> None:
         self.weight = weight
         self._scale = scale
 
+    @override
     def __call__(self, token_ids: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if isinstance(self.weight, PackedTensor):
             quants.unpack(self.weight.data[token_ids], self.weight.type, out)
@@ -97,8 +106,8 @@ class Embedding:
         return out if self._scale == 1.0 else out.mul_(self._scale)
 
 
-class Residual:
-    """A ``Sublayer`` but for its f: what is around it."""
+class Residual(Sublayer):
+    """The residual connection and the norms around f, which subclasses compute."""
 
     def __init__(self, kernels: Kernels, norms: Norms, rope: Rope | None = None, **buffer_widths: int) -> None:
         self.rope = rope
@@ -106,6 +115,7 @@ class Residual:
         self._kernels = kernels
         self._norms = norms
 
+    @override
     def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
         kernels, norms = self._kernels, self._norms
         normed, *buffers = forward.views(self.buffer_widths, delta.shape[0])
@@ -120,6 +130,8 @@ class Residual:
 
 
 class Attention(Residual):
+    """q, k and v by one product, norms and RoPE, the cells, softmax attention, a gate if there is one, the output."""
+
     def __init__(self, kernels: Kernels, weights: AttentionWeights, layer: int) -> None:
         super().__init__(kernels, weights.norms, weights.rope, wide=weights.projection.n_out, inner=weights.output.n_in)
         self._weights = weights
@@ -129,6 +141,7 @@ class Attention(Residual):
         n_heads, n_kv_heads = weights.n_heads, weights.n_kv_heads
         self._split = [n_heads, n_kv_heads, n_kv_heads, *([n_heads] if weights.gated else [])]
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         kernels, weights = self._kernels, self._weights
         at = (forward.cache, self._layer, forward.ubatch)
@@ -145,6 +158,8 @@ class Attention(Residual):
 
 
 class DeltaNet(Residual):
+    """A gated delta net (Yang et al., arXiv:2412.06464): projection, gates, convolution, delta rule, norm, output."""
+
     def __init__(self, kernels: Kernels, weights: DeltaNetWeights, layer: int) -> None:
         n_v_heads, channels = weights.n_v_heads, weights.conv.shape[0]
         keys, values = weights.n_k_heads * weights.k_dim, n_v_heads * weights.v_dim
@@ -158,6 +173,7 @@ class DeltaNet(Residual):
         self._projected_split = [channels, values, n_v_heads, n_v_heads]
         self._conv_split = [keys, keys, values]
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         kernels, weights = self._kernels, self._weights
         at = (forward.states, self._layer, forward.ubatch)
@@ -176,6 +192,8 @@ class DeltaNet(Residual):
 
 
 class Mlp(Residual):
+    """A gated MLP: ``down(activation(gate) * up)``, gate and up by one product."""
+
     def __init__(self, kernels: Kernels, weights: MlpWeights) -> None:
         super().__init__(kernels, weights.norms, wide=weights.gate_up.n_out, inner=weights.down.n_in)
         self._weights = weights
@@ -183,6 +201,7 @@ class Mlp(Residual):
         self._down = kernels.linear_layer(weights.down)
         self._activate = {"silu": kernels.silu_mul, "gelu_tanh": kernels.gelu_mul}[weights.activation]
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         wide, inner = buffers
         self._gate_up(x, out=wide)
@@ -205,7 +224,7 @@ class _Expert:
 
 
 class Experts(Residual):
-    """Tokens are brought together by expert: each expert multiplies once with all of its."""
+    """A mixture of experts. Tokens are grouped by expert: each expert multiplies once with all of its tokens."""
 
     def __init__(self, kernels: Kernels, weights: ExpertsWeights) -> None:
         first, shared, hidden = weights.experts[0], weights.shared, weights.router.shape[1]
@@ -217,6 +236,7 @@ class Experts(Residual):
         self._experts = [_Expert(kernels, expert) for expert in weights.experts]
         self._shared = None if shared is None else _Expert(kernels, shared)
 
+    @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         wide, inner, *shared_buffers, gathered, expert_out = buffers
         router, n_used, normalised = self._weights.router, self._weights.n_used, self._weights.normalised

@@ -81,7 +81,7 @@ def _chunk(
     # corrections c solve (I + A) c = beta (v - what the incoming state answers), A strictly lower triangular
     coupling = (rates * (keys @ keys.transpose(1, 2)) * between).tril_(-1)
     wanted = rates * (values - fade * (keys @ state))
-    corrections = torch.linalg.solve_triangular(coupling, wanted, upper=False, unitriangular=True)
+    corrections: torch.Tensor = torch.linalg.solve_triangular(coupling, wanted, upper=False, unitriangular=True)
 
     seen = (queries @ keys.transpose(1, 2)) * between
     out.copy_((fade * (queries @ state) + seen @ corrections).transpose(0, 1))

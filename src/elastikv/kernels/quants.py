@@ -26,8 +26,9 @@ TARGETS = ("q8_0", "q4_0")
 
 
 def block_sizes(kind: str) -> tuple[int, int]:
-    """Values and bytes of one block, e.g. ``(32, 34)`` for ``"q8_0"``."""
-    return GGML_QUANT_SIZES[_ggml_type(kind)]
+    """Values and bytes of one block, e.g. ``(32, 34)`` for ``"q8_0"``. Raises UnsupportedModel for unknown kinds."""
+    sizes: tuple[int, int] = GGML_QUANT_SIZES[_ggml_type(kind)]
+    return sizes
 
 
 def row_bytes(kind: str, n_in: int) -> int:
@@ -45,7 +46,10 @@ def row_values(kind: str, n_bytes: int) -> int:
 
 
 def pack(weight: torch.Tensor, kind: str) -> torch.Tensor:
-    """Quantise ``[n_out, n_in]`` (f32, f16 or bf16) to uint8 ``[n_out, row_bytes]``."""
+    """Quantise ``[n_out, n_in]`` (f32, f16 or bf16) to uint8 ``[n_out, row_bytes]``.
+
+    Raises InvalidRequest for another kind than q8_0 and q4_0, or if its blocks do not divide a row.
+    """
     n_out, n_in = weight.shape
     packed = torch.empty((n_out, row_bytes(_target(kind), n_in)), dtype=torch.uint8)
     for rows in row_tiles(n_out, n_in):
@@ -64,10 +68,11 @@ def unpack(blocks: torch.Tensor, kind: str, out: torch.Tensor | None = None) -> 
 
 
 def repack(blocks: torch.Tensor, kind: str, target: str) -> torch.Tensor:
-    """From any format to ``target``. Adds the target's rounding to the error that the weights carry already:
+    """Convert packed rows, uint8 ``[n_out, row_bytes]``, from any format to ``target``.
 
-    of Gaussian weights, as relative rms: q8_0 0.5 %, q4_0 8 %; q4_k, q5_k or q6_k to q8_0 at most 0.6 %
-    (``tests/kernels/test_quants.py`` measures both).
+    The target's quantisation error comes on top of what the weights carry already. For Gaussian weights it is, as
+    relative rms: q8_0 0.5 %, q4_0 8 %; q4_k, q5_k or q6_k to q8_0 at most 0.6 % (``tests/kernels/test_quants.py``
+    measures both). Raises InvalidRequest for another target than q8_0 and q4_0, or if its blocks do not divide a row.
     """
     if kind == target:
         return blocks
@@ -137,4 +142,5 @@ _PACKERS = {"q8_0": _pack_q8_0, "q4_0": _pack_q4_0}
 
 
 def _dequantize(rows: np.ndarray, kind: str) -> np.ndarray:
-    return gguf_quants.dequantize(rows, _ggml_type(kind))
+    values: np.ndarray = gguf_quants.dequantize(rows, _ggml_type(kind))
+    return values

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import gelu, silu, softplus
+from typing_extensions import override
 
 from elastikv.batch import Span, UBatch
 from elastikv.errors import InvalidRequest
@@ -29,9 +30,12 @@ _TEMPORARIES = 8
 
 
 class ReferenceKernels(ComposedKernels):
+    """Kernels in torch: slow, and written to be compared with. They multiply dense weights only."""
+
     name = "reference"
     packed_types: frozenset[str] = frozenset()
 
+    @override
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
         if not isinstance(weight, torch.Tensor):
             raise InvalidRequest(f"the reference kernels multiply dense weights only, not {weight.type}")
@@ -42,29 +46,34 @@ class ReferenceKernels(ComposedKernels):
                 torch.mm(x, weight[rows].float().t(), out=out[:, rows])
         return out if bias is None else out.add_(bias)
 
+    @override
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
         for rows in _tiles(len(x), x[0].numel()):
             scale = x[rows].square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             torch.mul(x[rows], scale, out=out[rows]).mul_(weight)
         return out
 
+    @override
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
         return self.rms_norm(residual.add_(x), weight, eps, out)
 
+    @override
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         for rows in _tiles(*out.shape):
             torch.mul(silu(gate[rows]), up[rows], out=out[rows])
         return out
 
+    @override
     def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         for rows in _tiles(*out.shape):
             torch.mul(gelu(gate[rows], approximate="tanh"), up[rows], out=out[rows])
         return out
 
+    @override
     def route(
         self, x: torch.Tensor, router: torch.Tensor, n_experts: int, n_used: int, normalised: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,11 +84,13 @@ class ReferenceKernels(ComposedKernels):
         experts, order = experts.sort(-1)
         return torch.cat([weights.gather(1, order), logits[:, n_experts:].sigmoid()], dim=1), experts
 
+    @override
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         for rows in _tiles(len(x), x[0].numel()):
             x[rows].mul_(gate[rows].sigmoid())
         return x
 
+    @override
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
@@ -88,6 +99,7 @@ class ReferenceKernels(ComposedKernels):
             out[rows].mul_(silu(gate[rows]))
         return out
 
+    @override
     def rope_store(
         self,
         q: torch.Tensor,
@@ -113,6 +125,7 @@ class ReferenceKernels(ComposedKernels):
             cells.k.store(target, k[rows])
             cells.v.store(target, v[rows])
 
+    @override
     def attention(
         self, q: torch.Tensor, cache: KVCache, layer: int, ubatch: UBatch, scale: float, out: torch.Tensor
     ) -> torch.Tensor:
@@ -124,6 +137,7 @@ class ReferenceKernels(ComposedKernels):
                 out[rows] = _attend(q[rows], cells, piece, window, scale)
         return out
 
+    @override
     def causal_conv(
         self,
         x: torch.Tensor,
@@ -146,6 +160,7 @@ class ReferenceKernels(ComposedKernels):
             memory.target(layer, span.seq_id)[0].copy_(before.t())
         return out
 
+    @override
     def delta_gates(
         self,
         a: torch.Tensor,
@@ -158,6 +173,7 @@ class ReferenceKernels(ComposedKernels):
         torch.mul(softplus(a + bias), rate, out=decay)
         torch.sigmoid(b, out=beta)
 
+    @override
     def gated_delta_rule(
         self,
         q: torch.Tensor,
@@ -177,6 +193,7 @@ class ReferenceKernels(ComposedKernels):
             memory.target(layer, span.seq_id)[1].copy_(state)
         return out
 
+    @override
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
         return 4 * _TILE_VALUES * _TEMPORARIES
 
@@ -235,7 +252,7 @@ def _attend(q: torch.Tensor, cells: Cells, span: Span, window: int | None, scale
 
 
 def _cell_chunks(first: int, span: Span, window: int | None) -> Iterator[tuple[int, int]]:
-    """Position ranges that hold every cell the span sees, cut at fixed positions."""
+    """Position ranges that hold every cell the span sees, split at fixed positions."""
     begin = first if window is None else max(first, span.pos - window + 1)
     while begin < span.end:
         end = min((begin // _CHUNK_CELLS + 1) * _CHUNK_CELLS, span.end)

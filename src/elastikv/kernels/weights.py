@@ -24,6 +24,7 @@ class PackedTensor:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the packed data."""
         return self.data.nbytes
 
 
@@ -57,14 +58,18 @@ class LinearWeights:
 
     @property
     def n_in(self) -> int:
+        """Width of the input."""
         return self.parts[0].weight.shape[1]
 
     @property
     def n_out(self) -> int:
-        return self.parts[-1].columns.stop
+        """Width of the output: that of all parts together."""
+        n_out: int = self.parts[-1].columns.stop
+        return n_out
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all weights and biases."""
         return sum(part.weight.nbytes + (0 if part.bias is None else part.bias.nbytes) for part in self.parts)
 
 

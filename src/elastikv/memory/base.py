@@ -108,15 +108,18 @@ class Memory(Protocol):
         memory.commit()                                 # or memory.rollback(): as before init_batch
 
     Any operation may be interrupted (Ctrl-C) at any line: ``rollback()`` then makes it done or undone, and no
-    sequence ever holds what it should not. One that was being cut in the middle, shifted or replaced may be
-    shorter, or gone.
+    sequence ever holds what it should not. A sequence from whose middle tokens were being removed, or that was being
+    shifted or replaced, may be shorter, or gone.
     """
 
     n_ctx: int
 
     @property
     def generation(self) -> int:
-        """Changes whenever a capacity or an address may have changed."""
+        """A count that grows whenever a capacity or an address of cells or states may have changed.
+
+        Tensors, ``Cells`` and addresses that were handed out are valid as long as it stays the same.
+        """
         ...
 
     @property
@@ -127,36 +130,58 @@ class Memory(Protocol):
     def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
         """Open a decode call: split the batch into ubatches of at most ``n_ubatch`` tokens, and grow to hold them all.
 
-        Raises CacheFull, and RuntimeError while another call is open.
+        Sequences that hold nothing yet begin at position 0. Raises CacheFull if not every token gets its cell, and
+        RuntimeError while another call is open.
         """
         ...
 
     def apply(self, ubatch: UBatch) -> None:
-        """Count the next ubatch's cells as used, before its forward pass."""
+        """Count the next ubatch's cells as used, before its forward pass; ubatches in the order of ``init_batch``.
+
+        Raises RuntimeError if no call is open.
+        """
         ...
 
     def commit(self) -> None:
-        """Close the call: its tokens stay."""
+        """Close the call, if one is open: its tokens stay, and cells that all windows have left are given back."""
         ...
 
     def rollback(self) -> None:
-        """Close the call, if one is open: sequences and capacities are as before ``init_batch``."""
+        """Close the call, if one is open: sequences and capacities are as before ``init_batch``.
+
+        May be interrupted and called again.
+        """
         ...
 
     def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
-        """Forget positions. The whole of a sequence always works and closes its stream."""
+        """Remove the tokens at positions ``[p0, p1)``; True if they are gone, also if none was held.
+
+        At the end the sequence is truncated. At the front the rest keep their positions. In the middle the rest move
+        down to close the gap and K is rotated to their new positions (a context shift in one call). Removing all of a
+        sequence always works and gives its memory back; a part may be refused, with False: where state cannot go back
+        (see ``cuts_anywhere``) or cells that would be needed were given back behind a window. Raises RuntimeError
+        inside a decode call.
+        """
         ...
 
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> bool:
-        """Replace ``dst`` by a copy of a range of ``src``; CacheFull if there is no room."""
+        """Replace sequence ``dst`` by a copy of positions ``[p0, p1)`` of ``src``, at the same positions.
+
+        An empty range empties ``dst``. False where ``src`` could not be continued at ``p1``, or, with recurrent state,
+        where none was kept for it. Raises CacheFull if there is no room, RuntimeError inside a decode call.
+        """
         ...
 
     def seq_keep(self, seq_id: int) -> None:
-        """Forget all other sequences."""
+        """Remove all other sequences and give their memory back. Raises RuntimeError inside a decode call."""
         ...
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
-        """Shift positions by ``delta``; K is re-rotated."""
+        """Shift positions ``[p0, p1)`` by ``delta``; K is rotated to its new positions.
+
+        Positions of a sequence have no gaps, so only a whole one can be shifted, and none below 0: otherwise False, as
+        with recurrent state or K that was given back behind a window. Raises RuntimeError inside a decode call.
+        """
         ...
 
     def seq_pos_min(self, seq_id: int) -> int:
@@ -173,7 +198,7 @@ class Memory(Protocol):
 
     @property
     def cuts_anywhere(self) -> bool:
-        """Whether ``seq_rm(seq_id, p0)`` works for any ``p0`` that is held; if not, where a checkpoint was made."""
+        """Whether ``seq_rm(seq_id, p0)`` can truncate at any token; if not, only where a checkpoint was made."""
         ...
 
     def seq_ids(self) -> Sequence[int]:
@@ -181,41 +206,48 @@ class Memory(Protocol):
         ...
 
     def checkpoint(self, seq_id: int) -> bool:
-        """Remember the sequence's end, so that a later ``seq_rm(seq_id, p_end)`` can go back to it.
+        """Keep what is needed to truncate the sequence to its present end later, with ``seq_rm(seq_id, p_end)``.
 
-        Free (and always True) for attention memory; recurrent memory copies its state, charged to
-        the budget, and returns False where there is no room.
+        Free (and always True) for attention memory; recurrent memory copies its state, charged to the budget, and
+        returns False where there is no room. Not for use inside a decode call.
         """
         ...
 
     def truncation_points(self, seq_id: int, p_max: int) -> int:
-        """The largest ``p0 <= p_max`` for which ``seq_rm(seq_id, p0)`` would succeed (0: only as a whole)."""
+        """The largest ``p0 <= p_max`` for which ``seq_rm(seq_id, p0)`` would return True; 0: only as a whole."""
         ...
 
     def clear(self) -> None:
-        """Forget all sequences and give their memory back; also ends an open call."""
+        """Remove all sequences and give their memory back; also ends an open call."""
         ...
 
     def resize(self, n_cells: int, seq_id: int | None = None) -> None:
-        """Set the capacity of one sequence, opened if need be, or of all open ones, to ``n_cells``: all or none.
+        """Set the capacity of one sequence's stream, or of every open stream, to ``n_cells`` cells: all or none.
 
-        Cells in use stay. A later decode call grows the capacity again. Raises InvalidRequest below what is used or
-        above ``n_ctx``, CacheFull where there is no room, RuntimeError inside a decode call. States have one size.
+        seq_id: the sequence, which gets a stream if it has none; None: all that have one. Cells in use keep their
+        contents; bytes beyond ``n_cells`` go back to the system. The capacity is no limit: a later decode call grows it
+        as it needs. Recurrent state has one size and is not touched.
+
+        Raises InvalidRequest if ``n_cells`` is below what is used or not in ``1 .. n_ctx``, CacheFull if the budget or
+        the machine has no room, RuntimeError inside a decode call. Nothing has changed then.
         """
         ...
 
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
-        """Give back spare capacity of one sequence, or of all; returns the bytes given back."""
+        """Give back capacity that is not in use, of one sequence or (None) of all, and spare state buffers.
+
+        Returns the bytes given back. Raises RuntimeError inside a decode call.
+        """
         ...
 
     def stats(self) -> MemoryStats:
-        """What it holds and commits now."""
+        """Cells and bytes held now, in sum and per sequence."""
         ...
 
     def check(self) -> None:
-        """Assert every invariant (tests call it after each operation)."""
+        """Raise AssertionError if an invariant does not hold. Tests call it after each operation."""
         ...
 
     def close(self) -> None:
-        """Give everything back; of no use after that."""
+        """Give all memory back. The object is not usable after that."""
         ...

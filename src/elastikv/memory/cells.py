@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 @dataclass(slots=True)
 class StreamCells:
+    """Cells ``[0, used)`` hold positions ``[first, first + used)``."""
+
     first: int = 0
     used: int = 0
 
@@ -22,6 +24,7 @@ class StreamCells:
         return self.first + self.used
 
     def copy(self) -> StreamCells:
+        """A copy to simulate on."""
         return replace(self)
 
     def rows(self, p0: int, p1: int) -> tuple[int, int]:
@@ -34,10 +37,11 @@ class StreamCells:
         return start, max(start, stop)
 
     def append(self, n_cells: int) -> None:
+        """Count the next ``n_cells`` cells as used."""
         self.used += n_cells
 
     def remove(self, r0: int, r1: int) -> None:
-        """Cells ``[r0, r1)`` are gone and those behind have moved down.
+        """Count cells ``[r0, r1)`` as removed; those behind have moved down.
 
         At the front the others keep their positions; elsewhere the ones behind move down with their cells.
         """
@@ -45,5 +49,6 @@ class StreamCells:
         self.first, self.used = self.first + n_dropped, self.used - (r1 - r0)
 
     def check(self) -> None:
+        """Raise AssertionError if an invariant does not hold."""
         assert self.used >= 0, f"{self.used} cells are used"
         assert self.first >= 0, f"first position is {self.first}"

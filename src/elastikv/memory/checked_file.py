@@ -123,7 +123,7 @@ def read_into(file: BinaryIO, header: Header, tensors: Tensors, path: Path) -> N
 
 
 def verify(file: BinaryIO, header: Header, path: Path) -> None:
-    """SnapshotError unless every byte is as it was written."""
+    """Raise SnapshotError unless every byte is as it was written."""
     digest = _digest_of_head(file, header)
     while piece := file.read(_PIECE_BYTES):
         digest.update(piece)

@@ -21,8 +21,11 @@ from elastikv.memory.stream import most_rows_kept, rows_behind
 
 
 class MemoryCost:
-    """bytes_per_cell: a token in all attention layers. state_bytes: the recurrent states of a sequence, whatever
-    its length (a call in progress holds them twice). Raises InvalidRequest for an unknown cell type."""
+    """What sequences commit, computed from a model's layers and the memory options.
+
+    bytes_per_cell: a token in all attention layers. state_bytes: the recurrent states of a sequence, whatever its
+    length (a call in progress holds them twice). Raises InvalidRequest for an unknown cell type.
+    """
 
     def __init__(self, layers: Sequence[LayerMemory], options: MemoryOptions) -> None:
         self._options = options

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull
-from elastikv.memory.base import Cells, KVLayer, MemoryStats
+from elastikv.memory.base import Cells, KVLayer, Memory, MemoryStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.cell_views import CellViews
 from elastikv.memory.cells import StreamCells
@@ -17,8 +18,11 @@ from elastikv.memory.stream import Stream
 from elastikv.memory.streams import Streams
 
 
-class KVCache:
-    """See ``Memory`` for the contract. ``layers`` are the attention layers, by their ordinal among these."""
+class KVCache(Memory):
+    """Attention memory. Methods that take ``layer`` count the attention layers only.
+
+    layers: what their cells look like; options: cell types, growth, limit; budget: what streams are charged to.
+    """
 
     def __init__(self, layers: Sequence[KVLayer], options: MemoryOptions, budget: Budget) -> None:
         self.layers = tuple(layers)
@@ -35,15 +39,17 @@ class KVCache:
     # What kernels ask, per layer and token
 
     @property
+    @override
     def generation(self) -> int:
         return self._streams.generation
 
     @property
+    @override
     def max_capacity(self) -> int:
         return max((self._streams.capacity(seq_id) for seq_id in self._streams.ids()), default=0)
 
     def cells(self, layer: int, seq_id: int) -> Cells:
-        """One layer of a sequence's cells; valid until ``generation`` changes."""
+        """One layer of a sequence's cells; valid until ``generation`` changes. KeyError if it has no stream."""
         return self._views.cells(layer, seq_id)
 
     def addresses(self, layer: int, seq_ids: tuple[int, ...]) -> np.ndarray:
@@ -54,11 +60,12 @@ class KVCache:
         return self._views.addresses(layer, seq_ids)
 
     def n_cells(self, seq_id: int) -> int:
-        """Cells in use."""
+        """Cells that a sequence uses; 0 if it has no stream."""
         return self._streams.cells(seq_id).used
 
     # A decode call
 
+    @override
     def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
         self.require_idle()
         next_pos = {entry.seq_id: self._streams.cells(entry.seq_id).end for entry in batch.entries}
@@ -92,8 +99,8 @@ class KVCache:
     def try_resize(self, needed: Mapping[int, int]) -> None:
         """Enlarge streams to hold ``needed[seq_id]`` cells; new sequences get a stream.
 
-        First as the policy likes it, and if that is refused, by less, down to what is needed. CacheFull:
-        everything is as before.
+        The growth policy says how large; if that is refused, less is asked for, down to what is needed. Raises
+        CacheFull; all streams are as before then.
         """
         for seq_id, n_needed in needed.items():
             if n_needed > self.n_ctx:
@@ -101,6 +108,7 @@ class KVCache:
                 raise CacheFull("n_ctx", asked=n_needed - used, left=self.n_ctx - used, limit=self.n_ctx)
         self._streams.enlarge(needed)
 
+    @override
     def apply(self, ubatch: UBatch) -> None:
         if self._before_call is None:
             raise RuntimeError("apply() belongs between init_batch() and commit()")
@@ -109,14 +117,15 @@ class KVCache:
             assert span.pos == cells.end, f"span at {span.pos}, but the sequence ends at {cells.end}"
             cells.append(span.n_tokens)
 
+    @override
     def commit(self) -> None:
         touched, self._before_call = self._before_call or {}, None
         if self.options.dynamic:
             for seq_id in touched:
                 self._streams[seq_id].release_windows()
 
+    @override
     def rollback(self) -> None:
-        """May be interrupted and called again: the call is over once all of it is undone."""
         for seq_id, before in (self._before_call or {}).items():
             if before is None:
                 self._streams.close(seq_id)
@@ -125,7 +134,7 @@ class KVCache:
         self._before_call = None
 
     def require_idle(self) -> None:
-        """RuntimeError inside a decode call."""
+        """Raise RuntimeError inside a decode call."""
         if self._before_call is not None:
             raise RuntimeError("a decode call is open: commit() or rollback() first")
 
@@ -142,9 +151,8 @@ class KVCache:
         is_middle = r0 > 0 and r1 < stream.cells.used
         return stream.can_remove(r0, r1) and (not is_middle or self.options.rotate is not None)
 
+    @override
     def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
-        """The tail is cut off; the front goes and the rest keep their positions; in the middle the
-        rest move down to close the gap and K is re-rotated (a context shift in one call)."""
         self.require_idle()
         if not self.can_seq_rm(seq_id, p0, p1):
             return False
@@ -164,6 +172,7 @@ class KVCache:
         stream = self._streams.get(src)
         return stream is None or stream.can_end_at(stream.cells.rows(p0, p1)[1])
 
+    @override
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> bool:
         self.require_idle()
         if not self.can_seq_cp(src, p0, p1):
@@ -175,7 +184,7 @@ class KVCache:
         return True
 
     def copy_stream(self, src: int, p0: int, p1: int) -> Stream | None:
-        """A stream of its own with a range of ``src``; None if there is nothing to copy. CacheFull."""
+        """A new stream with a copy of positions ``[p0, p1)`` of ``src``; None if none is held. Raises CacheFull."""
         source = self._streams.get(src)
         if source is None:
             return None
@@ -187,7 +196,7 @@ class KVCache:
         return stream
 
     def new_stream(self, n_cells: int) -> Stream:
-        """A stream of no sequence yet, with room for ``n_cells``. CacheFull: nothing has changed."""
+        """A stream of no sequence yet, with room for ``n_cells``. Raises CacheFull."""
         return self._streams.open(n_cells)
 
     def attach(self, seq_id: int, stream: Stream | None) -> None:
@@ -201,14 +210,15 @@ class KVCache:
         """The stream of a sequence, for saving it."""
         return self._streams.get(seq_id)
 
+    @override
     def seq_keep(self, seq_id: int) -> None:
         self.require_idle()
         for other in self._streams.ids():
             if other != seq_id:
                 self._streams.close(other)
 
+    @override
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
-        """Only a whole sequence can be shifted: positions of a stream have no gaps."""
         self.require_idle()
         stream = self._streams.get(seq_id)
         if stream is None or delta == 0:
@@ -223,29 +233,34 @@ class KVCache:
         stream.shift(delta, self.options.rotate)
         return True
 
+    @override
     def seq_pos_min(self, seq_id: int) -> int:
         cells = self._streams.cells(seq_id)
         return cells.first if cells.used else -1
 
+    @override
     def seq_pos_max(self, seq_id: int) -> int:
         cells = self._streams.cells(seq_id)
         return cells.end - 1 if cells.used else -1
 
+    @override
     def n_tokens(self, seq_id: int) -> int:
-        """Tokens before the sequence's end, also those whose cells a window has let go; 0 if it is empty."""
         return self.seq_pos_max(seq_id) + 1
 
     @property
+    @override
     def cuts_anywhere(self) -> bool:
-        """True: a stream ends after any of its cells (a window's layers aside, whose cells may have gone)."""
         return True
 
+    @override
     def seq_ids(self) -> list[int]:
         return [seq_id for seq_id in self._streams.ids() if self.n_cells(seq_id)]
 
+    @override
     def checkpoint(self, seq_id: int) -> bool:
         return True
 
+    @override
     def truncation_points(self, seq_id: int, p_max: int) -> int:
         stream = self._streams.get(seq_id)
         if stream is None or p_max <= stream.cells.first:
@@ -253,6 +268,7 @@ class KVCache:
         p0 = min(p_max, stream.cells.end)
         return p0 if stream.can_end_at(p0 - stream.cells.first) else 0
 
+    @override
     def clear(self) -> None:
         for seq_id in self._streams.ids():
             self._streams.close(seq_id)
@@ -260,23 +276,22 @@ class KVCache:
 
     # Capacities
 
+    @override
     def resize(self, n_cells: int, seq_id: int | None = None) -> None:
-        """Set the capacity of one stream (opened if need be) or of all open ones; all change or none.
-
-        InvalidRequest below what is used or above n_ctx; CacheFull if there is no room.
-        """
         self.require_idle()
         self._streams.resize(n_cells, self._streams.ids() if seq_id is None else [seq_id])
 
+    @override
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
         self.require_idle()
         return self._streams.shrink_to_fit(self._streams.ids() if seq_id is None else [seq_id])
 
     @property
     def committed_bytes(self) -> int:
-        """Of all streams."""
+        """Bytes of all streams that are backed by memory now."""
         return self._streams.committed_bytes
 
+    @override
     def stats(self) -> MemoryStats:
         sequences = tuple(self._streams[seq_id].stats(seq_id) for seq_id in self._streams.ids())
         return MemoryStats(
@@ -292,15 +307,17 @@ class KVCache:
             sequences=sequences,
         )
 
+    @override
     def check(self) -> None:
         self.check_parts()
         assert self.budget.kv_bytes == self.committed_bytes, "the budget disagrees with what is committed"
 
     def check_parts(self) -> None:
-        """Every invariant but the budget's, which others may share."""
+        """``check`` without the budget's, which other memory may share."""
         self._streams.check()
         self._views.check()
 
+    @override
     def close(self) -> None:
         self.clear()
 

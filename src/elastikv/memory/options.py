@@ -27,7 +27,7 @@ class ResizeEvent:
     old_cells: int
     new_cells: int
     committed_bytes: int
-    """Of all memory, after it."""
+    """Bytes that all memory commits after the resize."""
     seconds: float
 
 

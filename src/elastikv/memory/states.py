@@ -40,12 +40,15 @@ class StateBuffer:
 
     @property
     def committed_bytes(self) -> int:
+        """Bytes backed by memory now."""
         return self.block.committed
 
     def copy_from(self, other: StateBuffer) -> None:
+        """Overwrite all states with those of another buffer."""
         self.block.data.copy_(other.block.data)
 
     def zero(self) -> None:
+        """Set all states to what they are before the first token."""
         self.block.data.zero_()
 
 
@@ -62,7 +65,7 @@ class StatePool:
         self.generation = 0
 
     def take(self, *, zeroed: bool = False) -> StateBuffer:
-        """CacheFull if a new buffer is needed and there is no room for it."""
+        """A spare buffer, or a new one; it holds anything unless ``zeroed``. Raises CacheFull."""
         if self.spare:
             buffer = self.spare.pop()
             if zeroed:
@@ -79,6 +82,7 @@ class StatePool:
         return buffer
 
     def put_aside(self, buffer: StateBuffer) -> None:
+        """Keep a buffer that is not used any more, for the next ``take``."""
         self.spare.append(buffer)
 
     def free(self, buffer: StateBuffer) -> None:
@@ -87,7 +91,7 @@ class StatePool:
         buffer.block.close()
 
     def free_spare(self) -> int:
-        """Returns the bytes given back."""
+        """Give the memory of spare buffers back; returns the bytes."""
         n_bytes = len(self.spare) * self.buffer_bytes
         while self.spare:
             self.free(self.spare.pop())

@@ -47,6 +47,7 @@ class Stream:
 
     @property
     def capacity(self) -> int:
+        """Cells that are backed by memory."""
         return self.storage.capacity
 
     def view(self, layer: int) -> Cells:
@@ -64,7 +65,7 @@ class Stream:
         return Cells(k, part("v", v_format, self._layers[layer].head_dim_v), self.cells.first)
 
     def set_capacity(self, capacity: int) -> None:
-        """The only way in which a capacity changes. Growing may raise CacheFull: all is as before."""
+        """Grow or shrink to ``capacity`` cells. Growing raises CacheFull if refused, with nothing changed."""
         if capacity > self.storage.capacity:
             self.storage.grow(capacity, self.cells.used)
         elif capacity < self.storage.capacity:
@@ -126,6 +127,7 @@ class Stream:
             self.storage.release_front(layer, rows_behind(window, self.cells.used))
 
     def stats(self, seq_id: int) -> SequenceStats:
+        """Cells and bytes held now, reported as those of ``seq_id``."""
         return SequenceStats(
             seq_id=seq_id,
             used_cells=self.cells.used,
@@ -135,6 +137,7 @@ class Stream:
         )
 
     def check(self) -> None:
+        """Raise AssertionError if an invariant does not hold."""
         self.cells.check()
         self.storage.check()
         assert self.cells.used <= self.capacity, f"{self.cells.used} cells used of {self.capacity}"

@@ -40,6 +40,7 @@ class Streams:
         return self._streams[seq_id]
 
     def get(self, seq_id: int) -> Stream | None:
+        """The stream of a sequence, None if it has none."""
         return self._streams.get(seq_id)
 
     def ids(self) -> list[int]:
@@ -52,15 +53,17 @@ class Streams:
         return stream.cells if stream else StreamCells()
 
     def capacity(self, seq_id: int) -> int:
+        """Cells of a sequence that are backed by memory; 0 if it has no stream."""
         stream = self._streams.get(seq_id)
         return stream.capacity if stream else 0
 
     @property
     def committed_bytes(self) -> int:
+        """Bytes of all streams that are backed by memory now."""
         return sum(stream.storage.committed_bytes for stream in self._streams.values())
 
     def open(self, n_cells: int) -> Stream:
-        """A stream of no sequence yet, with room for ``n_cells``. CacheFull: nothing has changed."""
+        """A stream of no sequence yet, with room for ``n_cells``. Raises CacheFull."""
         if n_cells > self._options.n_ctx:
             raise CacheFull("n_ctx", asked=n_cells, left=self._options.n_ctx, limit=self._options.n_ctx)
         stream = self._reserve()
@@ -77,13 +80,14 @@ class Streams:
         self._streams[seq_id] = stream
 
     def close(self, seq_id: int) -> None:
+        """Give a sequence's stream back, if it has one."""
         self.touch()
         stream = self._streams.pop(seq_id, None)
         if stream is not None:
             stream.storage.close()
 
     def touch(self) -> None:
-        """Whoever holds views of cells must ask for them again.
+        """Invalidate the views of cells that were handed out.
 
         Called before something changes, for what follows may be interrupted; nobody asks in the middle.
         """
@@ -98,9 +102,9 @@ class Streams:
             stream.set_capacity(n_cells)
 
     def enlarge(self, needed: Mapping[int, int]) -> None:
-        """Give each sequence a stream for ``needed[seq_id]`` cells: as the policy likes it, or else by less.
+        """Give each sequence a stream of at least ``needed[seq_id]`` cells: what the policy says, or less if refused.
 
-        CacheFull: every stream is as before.
+        Raises CacheFull; every stream is as before then.
         """
         streams = self._streams_for(needed)
         wanted = [self._policy_capacity(stream, needed[seq_id]) for seq_id, stream in streams.items()]
@@ -114,7 +118,10 @@ class Streams:
                     raise
 
     def resize(self, n_cells: int, seq_ids: Sequence[int]) -> None:
-        """Set capacities to one number, all or none. InvalidRequest below what is used or above n_ctx; CacheFull."""
+        """Set the capacity of sequences to ``n_cells``, all or none; those without a stream get one.
+
+        Raises InvalidRequest below what is used or not in ``1 .. n_ctx``, CacheFull if there is no room.
+        """
         n_cells = whole_number("n_cells", n_cells)
         for seq_id in seq_ids:
             used = self.cells(seq_id).used
@@ -136,6 +143,7 @@ class Streams:
         return before - self.committed_bytes
 
     def check(self) -> None:
+        """Raise AssertionError if an invariant does not hold."""
         for seq_id, stream in self._streams.items():
             stream.check()
             capacity = stream.capacity
@@ -152,7 +160,7 @@ class Streams:
         return {seq_id: self._streams.get(seq_id) or self._reserve() for seq_id in seq_ids}
 
     def _set_exactly(self, n_cells: Mapping[int, int]) -> None:
-        """CacheFull: every stream is as before."""
+        """Set capacities by sequence, all or none. Raises CacheFull."""
         capacities = [self._exact_capacity(n) for n in n_cells.values()]
         self._set_capacities(self._streams_for(n_cells), capacities)
 

@@ -24,6 +24,8 @@ __all__ = ["LoadedModel", "load_model", "memory_layers", "read_config"]
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
+    """A model that is ready to compute, with what came with its weights."""
+
     model: Model
     tokenizer: Tokenizer
     config: ModelConfig | FallbackConfig

@@ -72,7 +72,11 @@ class Architecture:
     # The config
 
     def config(self, fields: Fields) -> ModelConfig:
-        """Raises UnsupportedModel for what would compute something else, CorruptFile for what is no config."""
+        """The config that these fields make.
+
+        Raises UnsupportedModel for what this architecture does not compute, CorruptFile for fields that are missing or
+        contradict each other.
+        """
         self._check_activation(fields)
         head_dim = fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]
         layer_types, eos = self.layer_types(fields), fields["eos_token_id"]
@@ -102,6 +106,7 @@ class Architecture:
         )
 
     def layer_types(self, fields: Fields) -> tuple[LayerType, ...]:
+        """The type of each layer. Raises UnsupportedModel for types that are not known here."""
         n_layers, named = fields["num_hidden_layers"], fields["layer_types"]
         unknown = set(named) - set(_LAYER_TYPES)
         if unknown or len(named) != n_layers:
@@ -111,6 +116,7 @@ class Architecture:
         return tuple(_LAYER_TYPES[layer_type] for layer_type in named)
 
     def rope(self, fields: Fields, head_dim: int) -> RopeConfig:
+        """The rotary position embedding. Raises UnsupportedModel, CorruptFile."""
         return read_rope(fields, self.name, head_dim, partial=self.has_partial_rotary)
 
     def _check_activation(self, fields: Fields) -> None:
@@ -119,24 +125,27 @@ class Architecture:
             raise UnsupportedModel(f"{fields.name}: activation {given!r} is not supported, only {self.activation!r}")
 
     def read_hf_config(self, config: HFConfig) -> ModelConfig:
+        """The config of a Hugging Face folder."""
         return self.config(config.fields(self.model_types[0]))
 
     def read_gguf_config(self, file: GGUFFile) -> ModelConfig:
+        """The config of a GGUF file."""
         header = file.header
         return self.config(GGUFFields(header, self.gguf_keys, self.gguf_fields(header), file.rope_freqs()))
 
     def gguf_fields(self, header: GGUFHeader) -> Mapping[str, Any]:
-        """Fields of config.json that no single key of a GGUF says."""
+        """Fields of config.json that no single key of a GGUF holds."""
         return {}
 
     # Memory
 
     def memory(self, config: ModelConfig, layer: int) -> LayerMemory:
-        """What a layer remembers."""
+        """The memory that a layer needs."""
         window = config.window if config.layer_types[layer] == "sliding" else None
         return KVLayer(config.n_kv_heads, config.head_dim, config.head_dim, window)
 
     def memory_layers(self, config: ModelConfig) -> list[LayerMemory]:
+        """The memory that each layer needs, in layer order."""
         return [self.memory(config, layer) for layer in range(config.n_layers)]
 
     # Tensors
@@ -168,7 +177,7 @@ class Architecture:
         return 1.0
 
     def mixer(self, read: ModelReader, layer: int, ordinal: int) -> Sublayer:
-        """The first half of a block. ordinal: the layer's number among those with the same kind of memory."""
+        """The first half of a block. ordinal: its index among the layers with the same kind of memory."""
         return read.kernels.attention_layer(read.attention(layer), ordinal)
 
     def feed_forward(self, read: ModelReader, layer: int) -> Sublayer:
@@ -176,7 +185,7 @@ class Architecture:
         return read.kernels.mlp_layer(read.mlp(layer, activation=self.activation))
 
     def ordinals(self, config: ModelConfig) -> list[int]:
-        """Of each layer, among those with the same kind of memory."""
+        """The index of each layer among those with the same kind of memory."""
         seen: Counter[type] = Counter()
         ordinals = []
         for memory in self.memory_layers(config):

@@ -30,6 +30,8 @@ class ModelInfo:
 
 
 class Model(Protocol):
+    """A model as the engine runs it: facts, the memory that it needs, and the forward pass."""
+
     info: ModelInfo
 
     @property
@@ -39,7 +41,7 @@ class Model(Protocol):
 
     @property
     def rotate_k(self) -> RotateK | None:
-        """Re-rotates K for a context shift; None if this model's sequences cannot be shifted."""
+        """Rotates K to new positions for a context shift; None if this model's sequences cannot be shifted."""
         ...
 
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:

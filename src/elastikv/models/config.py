@@ -48,15 +48,17 @@ class DeltaNetConfig:
 
     @property
     def key_width(self) -> int:
+        """Width of q, and of k: all heads side by side."""
         return self.n_k_heads * self.k_dim
 
     @property
     def value_width(self) -> int:
+        """Width of v: all heads side by side."""
         return self.n_v_heads * self.v_dim
 
     @property
     def conv_channels(self) -> int:
-        """q, k and v side by side."""
+        """Channels of the convolution: q, k and v side by side."""
         return 2 * self.key_width + self.value_width
 
 
@@ -109,6 +111,7 @@ class ModelConfig:
 
     @property
     def n_layers(self) -> int:
+        """Layers of the model."""
         return len(self.layer_types)
 
     @classmethod

@@ -21,6 +21,8 @@ from elastikv.models.base import ModelInfo
 
 
 class Block(NamedTuple):
+    """The two halves of one layer."""
+
     mixer: Sublayer
     feed_forward: Sublayer
 
@@ -28,7 +30,7 @@ class Block(NamedTuple):
 class Decoder:
     """A ``Model``. Buffers are shared by all layers; ``residual`` and ``delta`` alone live through the whole forward.
 
-    norm: what the head is given is normalised with.
+    norm: the one between the last block and the head.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Decoder:
         return self._ropes[layer].rotate(k, delta)
 
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
+        """Bytes of each buffer that ``forward`` views by name, for ubatches of up to ``n_ubatch`` tokens."""
         hidden = len(self._norm.before)
         widths = {"residual": hidden, "delta": hidden, "normed": hidden}
         widths |= {name: rope.half for rope, *names in self._angles for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from elastikv.models.architecture import Architecture
 from elastikv.models.config import LayerType, ModelConfig
@@ -11,6 +12,8 @@ from elastikv.weights.gguf import Change, GGUFFields
 
 
 class Llama(Architecture):
+    """The plain decoder; its biases, if any, are of all projections."""
+
     name = "llama"
     classes = ("LlamaForCausalLM",)
     model_types = ("llama",)
@@ -18,12 +21,14 @@ class Llama(Architecture):
     has_attention_bias = True
     has_mlp_bias = True
 
+    @override
     def layer_types(self, fields: Fields) -> tuple[LayerType, ...]:
         """transformers attends to everything, whatever is written; a GGUF may be a Mistral's, with windows."""
         everything: tuple[LayerType, ...] = ("full",) * fields["num_hidden_layers"]
         named = super().layer_types(fields) if "layer_types" in fields else everything
         return named if isinstance(fields, GGUFFields) else everything
 
+    @override
     def gguf_change(self, config: ModelConfig, name: str) -> Change:
         return neighbours_rotate(config, name)
 

@@ -6,6 +6,8 @@ from elastikv.models.architecture import Architecture
 
 
 class Qwen2(Architecture):
+    """The plain decoder with biases of q, k and v."""
+
     name = "qwen2"
     classes = ("Qwen2ForCausalLM",)
     model_types = ("qwen2",)

@@ -6,6 +6,8 @@ from elastikv.models.architecture import Architecture
 
 
 class Qwen3(Architecture):
+    """The plain decoder with norms of q and k."""
+
     name = "qwen3"
     classes = ("Qwen3ForCausalLM",)
     model_types = ("qwen3",)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from typing_extensions import override
 
 from elastikv.kernels.base import Sublayer
 from elastikv.kernels.weights import DeltaNetWeights
@@ -35,6 +36,8 @@ _DELTA_NET = (
 
 
 class Qwen3_5(Architecture):  # noqa: N801, its name
+    """Gated delta nets, and gated attention in every fourth layer; zero-centred norms."""
+
     name = "qwen3_5"
     classes = ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration")
     model_types = ("qwen3_5_text", "qwen3_5")
@@ -51,6 +54,7 @@ class Qwen3_5(Architecture):  # noqa: N801, its name
     has_attention_bias = True
     has_partial_rotary = True
 
+    @override
     def config(self, fields: Fields) -> ModelConfig:
         net = DeltaNetConfig(
             n_k_heads=fields["linear_num_key_heads"],
@@ -61,6 +65,7 @@ class Qwen3_5(Architecture):  # noqa: N801, its name
         )
         return replace(super().config(fields), delta_net=net)
 
+    @override
     def gguf_fields(self, header: GGUFHeader) -> dict[str, Any]:
         n, interval = n_layers(header), int(header.of_architecture("full_attention_interval", _DEFAULT_INTERVAL))
         recurrent = header.of_architecture(
@@ -71,23 +76,29 @@ class Qwen3_5(Architecture):  # noqa: N801, its name
             "linear_value_head_dim": header.required("ssm.inner_size") // header.required("ssm.time_step_rank"),
         }
 
+    @override
     def memory(self, config: ModelConfig, layer: int) -> LayerMemory:
         if config.layer_types[layer] != "recurrent":
             return super().memory(config, layer)
         net = _delta_net(config)
         return RecurrentLayer(((net.conv_channels, net.conv_width - 1), (net.n_v_heads, net.k_dim, net.v_dim)))
 
+    @override
     def mixer(self, read: ModelReader, layer: int, ordinal: int) -> Sublayer:
         if read.config.layer_types[layer] == "recurrent":
             return read.kernels.delta_net_layer(_read_delta_net(read, layer), ordinal)
         return read.kernels.attention_layer(read.attention(layer, gate_order=_gates_last(read.config)), ordinal)
 
+    @override
     def layer_tensors(self, config: ModelConfig) -> Sequence[str]:
         return (*super().layer_tensors(config), *(f"linear_attn.{name}" for name in _DELTA_NET))
 
+    @override
     def gguf_change(self, config: ModelConfig, name: str) -> Change:
-        """Norms have 1 added (not the delta net's own), and v heads are stored round robin, one for each k head at
-        a time (k0v0 k1v0 k0v1 k1v1), instead of grouped by k head (k0v0 k0v1 k1v0 k1v1).
+        """What llama.cpp's converter does to a tensor.
+
+        Norms have 1 added (not the delta net's own), and v heads are stored round robin, one for each k head at a time
+        (k0v0 k1v0 k0v1 k1v1), instead of grouped by k head (k0v0 k0v1 k1v0 k1v1).
         """
         _, is_delta_net, part = name.partition("linear_attn.")
         if not is_delta_net:

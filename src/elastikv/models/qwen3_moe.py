@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from elastikv.kernels.base import Sublayer
 from elastikv.models.architecture import Architecture
 from elastikv.models.config import ExpertsConfig, LayerType, ModelConfig
@@ -17,13 +19,15 @@ from elastikv.weights.gguf.header import GGUFHeader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen3MoeConfig(ModelConfig):
-    """dense_layers: those that have an MLP."""
+    """A config with experts. dense_layers: indices of the layers that have an MLP instead."""
 
     experts: ExpertsConfig
     dense_layers: tuple[int, ...]
 
 
 class Qwen3Moe(Architecture):
+    """Qwen3 with experts in place of the MLP, in all or most layers."""
+
     name = "qwen3_moe"
     classes = ("Qwen3MoeForCausalLM",)
     model_types = ("qwen3_moe",)
@@ -37,6 +41,7 @@ class Qwen3Moe(Architecture):
     qk_norm = True
     has_attention_bias = True
 
+    @override
     def config(self, fields: Fields) -> Qwen3MoeConfig:
         experts = ExpertsConfig(
             n_experts=fields["num_experts"],
@@ -49,21 +54,26 @@ class Qwen3Moe(Architecture):
         dense = (layer for layer in range(config.n_layers) if layer in plain or (layer + 1) % every)
         return Qwen3MoeConfig.extending(config, experts=experts, dense_layers=tuple(dense))
 
+    @override
     def layer_types(self, fields: Fields) -> tuple[LayerType, ...]:
         """A window is that of all layers."""
         if isinstance(fields, GGUFFields):
             return super().layer_types(fields)
         is_sliding = fields["use_sliding_window"] and fields["sliding_window"]
-        return ("sliding" if is_sliding else "full",) * fields["num_hidden_layers"]
+        kinds: tuple[LayerType, ...] = ("sliding" if is_sliding else "full",) * fields["num_hidden_layers"]
+        return kinds
 
+    @override
     def gguf_fields(self, header: GGUFHeader) -> dict[str, Any]:
         """llama.cpp always normalises, and converters say nothing of it."""
         return {"norm_topk_prob": header.of_architecture("expert_weights_norm", True)}
 
+    @override
     def layer_tensors(self, config: ModelConfig) -> Sequence[str]:
         assert isinstance(config, Qwen3MoeConfig)
         return (*super().layer_tensors(config), *experts_tensors(config.experts))
 
+    @override
     def feed_forward(self, read: ModelReader, layer: int) -> Sublayer:
         config = read.config
         assert isinstance(config, Qwen3MoeConfig)

@@ -37,7 +37,7 @@ def by_name(name: str) -> Architecture:
 
 
 def of_hf(config: HFConfig) -> Architecture:
-    """By the classes that a config names; by its model type where it names none, such as a text_config cut out."""
+    """The architecture of a config: by its classes, or by its model type where it names none (a text_config alone)."""
     for name in config.classes:
         if name in _BY_CLASS:
             return _BY_CLASS[name]

@@ -55,6 +55,7 @@ def read_rope(
 
 
 def make_rope(config: RopeConfig) -> Rope:
+    """The frequencies and the scale of cos and sin that a config describes."""
     return Rope(_frequencies(config), _attention_factor(config))
 
 

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 connection, with an end to its patience.
+"""uvicorn's HTTP/1.1 connection, with timeouts.
 
 uvicorn waits for ever for the rest of a head, for the rest of a body that it has answered already, and for a client
 that reads nothing of a whole answer; h11, which parses here, knows no time at all.
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 import h11
+from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from elastikv.server.errors import APIError
@@ -25,6 +26,7 @@ class Connection(H11Protocol):
 
     timeout: float
 
+    @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._reading = _Deadline(self.loop, self.timeout, self._give_up)
@@ -33,11 +35,13 @@ class Connection(H11Protocol):
         transport.set_write_buffer_limits(high=0)
         self._reading.start()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._reading.stop()
         self._writing.stop()
         super().connection_lost(exc)
 
+    @override
     def data_received(self, data: bytes) -> None:
         if self.conn.their_state is h11.MUST_CLOSE:
             return  # what follows the last request of a connection must not spoil its answer
@@ -49,14 +53,17 @@ class Connection(H11Protocol):
         else:
             self._reading.stop()
 
+    @override
     def pause_writing(self) -> None:
         super().pause_writing()
         self._writing.start()
 
+    @override
     def resume_writing(self) -> None:
         super().resume_writing()
         self._writing.stop()
 
+    @override
     def send_400_response(self, msg: str) -> None:
         self._refuse(APIError(400, "this is not HTTP/1.1 as RFC 9112 has it", code="bad_http"))
 
@@ -90,7 +97,7 @@ class _Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Goes on if it runs already: a byte now and then buys no time."""
+        """Start the timer; one that runs already goes on: a byte now and then buys no time."""
         if self._timer is None:
             self._timer = self._loop.call_later(self._seconds, self._on_expiry)
 

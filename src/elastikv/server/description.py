@@ -26,6 +26,8 @@ _WITH_BODY = (400, 408, 413, 415)
 
 
 class ErrorDetail(BaseModel):
+    """What is wrong; ``param`` names the member of the request, ``code`` is for programs."""
+
     model_config = ConfigDict(extra="allow")
 
     message: str

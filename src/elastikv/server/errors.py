@@ -47,6 +47,7 @@ class APIError(Exception):
         self.body = {"error": {"message": message, "type": type, "param": param, "code": code, **(extra or {})}}
 
     def response(self) -> JSONResponse:
+        """The error as an HTTP response, in the shape of OpenAI's errors."""
         return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
@@ -56,6 +57,7 @@ def not_supported(param: str, message: str) -> APIError:
 
 
 def unavailable(message: str) -> APIError:
+    """A 503 that asks the client to try again in a second."""
     return APIError(503, message, type="unavailable_error", code="unavailable", headers={"Retry-After": "1"})
 
 

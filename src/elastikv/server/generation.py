@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one job has new. The last step of a job has ``output``; ``warning`` says why it was cut short."""
+    """What one job has new. The last step of a job has ``output``; ``warning`` says why it ended early."""
 
     index: int
     delta: Delta
@@ -51,6 +51,7 @@ class Step:
 
     @property
     def output(self) -> GenerationOutput | None:
+        """The whole generation, in the last step of its job."""
         return self.delta.output
 
 

@@ -47,6 +47,7 @@ async def list_models(state: State) -> dict[str, Any]:
 
 @router.get("/v1/models/{model_id:path}", responses=errors(404))
 async def get_model(model_id: str, state: State) -> dict[str, Any]:
+    """The model that is served, by its name; 404 for any other."""
     if model_id != state.model_name:
         raise APIError(404, f"no model is called {model_id!r}", param="model", code="model_not_found")
     return _model(state)

@@ -26,6 +26,7 @@ class OneLength:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request with both headers; pass others on."""
         if scope["type"] != "http" or not {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
@@ -42,6 +43,7 @@ class RequireKey:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request without a valid key; pass others on."""
         if scope["type"] != "http" or not self._keys or is_open(scope["path"]) or self._has_key(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
@@ -61,7 +63,7 @@ class RequireKey:
 
 
 def is_open(path: str) -> bool:
-    """Never asks for a key."""
+    """Whether a path is served without a key."""
     return path in ("/", "/health") or path.startswith("/page/")
 
 
@@ -74,6 +76,7 @@ class LimitClient:
         self._timeout = timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, then pass the request on; answer 413 or 408 where it is too large or too slow."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

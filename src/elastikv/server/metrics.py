@@ -17,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
+from typing_extensions import override
 
 from elastikv.engine.stats import EngineStats
 from elastikv.server.description import content
@@ -58,9 +59,11 @@ class RequestMetrics:
         )
 
     def observe_tokens(self, seconds: float, *, is_first: bool) -> None:
+        """Count the seconds before one token of a generation: its first, or a later one."""
         (self._first_token if is_first else self._next_token).observe(seconds)
 
     def observe_request(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count an answered request, by route and status."""
         # Only routes become labels: anything else would let clients make up as many as they like.
         route = getattr(scope.get("route"), "path", "other")
         self._requests.labels(route, str(status)).inc()
@@ -85,6 +88,7 @@ class _EngineCollector(Collector):
     def __init__(self, stats: EngineStats) -> None:
         self._stats = stats
 
+    @override
     def collect(self) -> Iterator[Metric]:
         stats, memory = self._stats, self._stats.memory
         gauges: dict[str, tuple[float, str]] = {

@@ -15,13 +15,14 @@ Observe = Callable[[Scope, int, float], None]
 
 
 class ObserveRequests:
-    """Tells ``observe`` scope, status and seconds of every request. A client that went away counts as 499."""
+    """Calls ``observe`` with scope, status and seconds of every request. A client that went away counts as 499."""
 
     def __init__(self, app: ASGIApp, observe: Observe) -> None:
         self.app = app
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and report it when it has ended."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from typing_extensions import override
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.server.description import content, errors
@@ -30,18 +31,23 @@ async def chat_completions(
 
 
 class ChatReply(Reply):
+    """Chat completions: messages, or deltas of them."""
+
     id_prefix = "chatcmpl-"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    @override
     def opening(self, index: int) -> dict[str, Any]:
         return _choice(index, delta={"role": "assistant", "content": ""}, logprobs=None, finish_reason=None)
 
+    @override
     def piece(self, step: Step) -> dict[str, Any]:
         delta = step.delta
         content = {"content": delta.text} if delta.text else {}
         return _choice(step.index, delta=content, logprobs=_logprobs(delta.logprobs), finish_reason=delta.finish_reason)
 
+    @override
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
         return _choice(
             index,

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
+from typing_extensions import override
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.server.description import content, errors
@@ -30,6 +31,8 @@ async def completions(
 
 
 class CompletionReply(Reply):
+    """Text completions."""
+
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
@@ -37,13 +40,16 @@ class CompletionReply(Reply):
         super().__init__(state, n_choices)
         self._offsets: defaultdict[int, int] = defaultdict(int)
 
+    @override
     def opening(self, index: int) -> None:
         return None
 
+    @override
     def piece(self, step: Step) -> dict[str, Any]:
         delta = step.delta
         return self._choice(step.index, delta.text, delta.logprobs, delta.finish_reason)
 
+    @override
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
         return self._choice(index, output.text, output.logprobs, output.finish_reason)
 

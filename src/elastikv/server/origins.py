@@ -33,6 +33,7 @@ class RequireHost:
         self._takes_addresses = bool(self._names & {"0.0.0.0", "::"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request for a host name that is not the server's; pass others on."""
         if scope["type"] != "http" or self._takes_all or self._is_allowed(Headers(scope=scope).get("host", "")):
             await self.app(scope, receive, send)
             return
@@ -66,6 +67,7 @@ class RefuseCrossSite:
         self._trusted = cors_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request from a page of another origin; pass others on."""
         if scope["type"] != "http" or scope["method"] in _SAFE_METHODS or self._is_ours(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return

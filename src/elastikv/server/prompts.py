@@ -22,7 +22,7 @@ from elastikv.server.state import ServerState
 
 
 def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> None:
-    """A 400 for ids that the vocabulary does not have."""
+    """Raise APIError (400) for ids that the vocabulary does not have."""
     n_vocab = state.ready_engine().llm.model.info.n_vocab
     wrong = next((token_id for token_id in token_ids if token_id >= n_vocab), None)
     if wrong is not None:
@@ -30,13 +30,14 @@ def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> Non
 
 
 def check_common(body: GenerationRequest, state: ServerState) -> None:
-    """What chat and text completions refuse alike."""
+    """Refuse what neither chat nor text completions can be given: raises APIError."""
     refuse_unserved(body.model_extra or {})
     if body.logit_bias:
         check_token_ids(list(body.logit_bias), state, "logit_bias")
 
 
 def check_chat(body: ChatRequest, state: ServerState) -> None:
+    """Refuse what a chat completion cannot be given: raises APIError."""
     check_common(body, state)
     if not state.ready_engine().llm.tokenizer.has_chat_template:
         raise APIError(400, "the model has no chat template; use /v1/completions", param="messages")
@@ -58,8 +59,11 @@ async def chat_prompt(body: ChatRequest, state: ServerState) -> list[int]:
 
 
 def template_messages(messages: Sequence[ChatMessage], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
-    """Turns as chat templates expect them: every member that was given; text instead of parts of it; no developers;
-    and the arguments of calls as objects."""
+    """Messages as chat templates expect them.
+
+    Every member that was given; text instead of parts of it; "system" for "developer"; the arguments of calls as
+    objects, or as JSON.
+    """
     return [_template_message(index, message, arguments_as_text) for index, message in enumerate(messages)]
 
 
@@ -87,6 +91,7 @@ def _text(index: int, message: ChatMessage) -> str:
 
 
 def check_completion(body: CompletionRequest, state: ServerState) -> None:
+    """Refuse what a text completion cannot be given: raises APIError."""
     check_common(body, state)
     if body.best_of is not None and body.best_of != body.n_choices:
         raise not_supported("best_of", "best_of other than n is not supported")

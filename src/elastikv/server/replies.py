@@ -52,6 +52,7 @@ class Reply(ABC):
         """A choice of a whole answer."""
 
     def whole(self, last_steps: Sequence[Step]) -> dict[str, Any]:
+        """The answer that is not streamed, of the last step of each job."""
         outputs = [step.output for step in last_steps if step.output is not None]
         choices = [self.choice(step.index, output) for step, output in zip(last_steps, outputs, strict=True)]
         answer = self.envelope(
@@ -60,9 +61,11 @@ class Reply(ABC):
         return answer | warnings_of(last_steps)
 
     def chunk(self, choices: list[dict[str, Any]], **members: Any) -> bytes:
+        """One server-sent event with these choices."""
         return event(self.envelope(self.chunk_object, choices, **members))
 
     def envelope(self, kind: str, choices: list[dict[str, Any]], **members: Any) -> dict[str, Any]:
+        """The object around choices: id, model, time; ``members`` are added."""
         return {
             "id": self._id,
             "object": kind,
@@ -137,7 +140,7 @@ def usage(outputs: Sequence[GenerationOutput], n_choices: int) -> dict[str, Any]
 
 
 def timings(outputs: Sequence[GenerationOutput]) -> dict[str, float]:
-    """As llama-server gives them; summed over the choices."""
+    """llama-server's ``timings``: tokens and milliseconds of prompt and generation, summed over the choices."""
     prompt_n = sum(output.timings.prompt_n for output in outputs)
     predicted_n = sum(output.timings.predicted_n for output in outputs)
     prompt_seconds = sum(output.timings.prompt_seconds for output in outputs)

@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import override
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -21,7 +22,7 @@ def _encodable(text: str) -> str:
 
 
 def _encodable_members(members: Any) -> Any:
-    """The same for whatever JSON may hold."""
+    """Refuse half of a surrogate pair in any text of a JSON value."""
     try:
         _encodable(json.dumps(members, ensure_ascii=False))
     except RecursionError as error:
@@ -68,6 +69,8 @@ class OpenBody(Body):
 
 
 class StreamOptions(Body):
+    """``include_usage``: a last chunk with the numbers of tokens."""
+
     include_usage: bool = False
 
 
@@ -108,14 +111,18 @@ class GenerationRequest(Body):
 
     @property
     def n_choices(self) -> int:
+        """Generations per prompt."""
         return self.n or 1
 
     @property
     def includes_usage(self) -> bool:
+        """Whether a stream ends with a chunk of the numbers of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
 class TextPart(Body):
+    """A part of a message; only those of type "text" are served."""
+
     type: str
     text: Text | None = None
 
@@ -143,6 +150,8 @@ def parsed_arguments(arguments: str | dict[str, Any] | None) -> Any:
 
 
 class ToolCall(OpenBody):
+    """A call of a function that an assistant's message made."""
+
     id: Text | None = None
     type: Text = "function"
     function: FunctionCall
@@ -163,6 +172,8 @@ class ChatMessage(OpenBody):
 
 
 class ChatRequest(GenerationRequest):
+    """A conversation to reply to, and how."""
+
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
@@ -170,8 +181,9 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
 
     @property
+    @override
     def token_limit(self) -> int | None:
-        """OpenAI's newer name goes first."""
+        """Tokens to generate at most; ``max_completion_tokens``, OpenAI's newer name, goes first."""
         return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
 
     @model_validator(mode="after")
@@ -182,18 +194,24 @@ class ChatRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
+    """One or several prompts, as text or token ids, to continue, and how."""
+
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
     logprobs: Int | None = Field(None, le=INT32_MAX)
     best_of: Int | None = Field(None, ge=1, le=MAX_CHOICES)
 
 
 class TokenizeRequest(Body):
+    """``content``: the text; ``add_special``: with the tokens that the model wants around a text."""
+
     content: Text
     add_special: bool = False
     with_pieces: bool = False
 
 
 class DetokenizeRequest(Body):
+    """``tokens``: the ids to turn into text."""
+
     tokens: list[TokenId]
 
 

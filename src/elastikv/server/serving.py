@@ -12,6 +12,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from typing_extensions import override
 
 from elastikv.server.connections import connections
 from elastikv.server.state import ServerState
@@ -34,6 +35,7 @@ class Server(uvicorn.Server):
         super().__init__(uvicorn.Config(app, http=http, log_config=None, access_log=False, server_header=False))
         self._signal: signal.Signals | None = None
 
+    @override
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's own would raise the signal again after the drain; but a server that has drained has ended well."""
         if self._signal is not None:
@@ -41,6 +43,7 @@ class Server(uvicorn.Server):
         self._signal = signal.Signals(sig)
         self.should_exit = True
 
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn closes the listener and waits until no connection is left; what they wait for is ended here."""
         drain = self._state.settings.drain

@@ -13,7 +13,8 @@ DEFAULT_BODY_LIMIT = 16 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """
+    """How the server listens, whom it answers, and the defaults of requests.
+
     allowed_hosts: further names of the server, ``*.example.com`` for all below one, ``*`` for any.
     cors_origins: origins, such as ``https://example.com``, whose pages may use it.
     timeout: seconds for the wait for a head or a body, and for one blocked write.
@@ -38,7 +39,7 @@ class ServerSettings:
 
     @property
     def is_open_to_the_network(self) -> bool:
-        """Others than this machine can connect."""
+        """Whether others than this machine can connect."""
         if self.host == "localhost":
             return False
         try:

@@ -30,7 +30,7 @@ class ServerState:
         self.started = int(time.time())
 
     def ready_engine(self) -> AsyncLLM:
-        """Raises a 503 while the model loads."""
+        """The engine. Raises APIError (503) while the model loads."""
         if self.engine is None:
             raise unavailable("the model is still loading")
         return self.engine

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from elastikv.server.limits import ClientGone
 
@@ -51,7 +52,9 @@ class EventStream(StreamingResponse):
         super().__init__(_chain(first, events), headers=headers, media_type="text/event-stream")
         self._events = events
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client closes its connection."""
         async with aclosing(self._events):
             await while_connected(receive, self.stream_response(send))
 

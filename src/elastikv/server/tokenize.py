@@ -16,7 +16,7 @@ router = APIRouter()
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, Any]:
-    """``with_pieces`` gives each token's text beside its id."""
+    """Token ids of a text; ``with_pieces`` gives each token's text beside its id."""
     tokenizer = state.ready_engine().llm.tokenizer
     token_ids = await asyncio.to_thread(tokenizer.encode, body.content, add_special=body.add_special)
     if not body.with_pieces:
@@ -26,6 +26,7 @@ async def tokenize(body: TokenizeRequest, state: Annotated[ServerState, Depends(
 
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, str]:
+    """The text of token ids."""
     check_token_ids(body.tokens, state, "tokens")
     tokenizer = state.ready_engine().llm.tokenizer
     return {"content": await asyncio.to_thread(tokenizer.decode, body.tokens)}

@@ -20,15 +20,15 @@ class Fields(Protocol):
     name: str
 
     def __contains__(self, key: str) -> bool:
-        """Whether the file itself says it."""
+        """Whether the file itself has a value for the field."""
         ...
 
     def __getitem__(self, key: str) -> Any:
-        """What the file says, else its format's default, else None. Raises CorruptFile where it must say it."""
+        """The file's value, else its format's default, else None. Raises CorruptFile if it is required and missing."""
         ...
 
     def get(self, key: str, default: Any) -> Any:
-        """What the file itself says, else ``default``."""
+        """The value of the file itself, else ``default``."""
         ...
 
     def rope_parameters(
@@ -77,4 +77,6 @@ class TensorSource(Protocol):
         """The tokenizer that came with the weights; one without a backend if none did. Raises ModelError."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of the files. Tensors that were handed out stay valid."""
+        ...

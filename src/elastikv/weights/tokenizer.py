@@ -36,23 +36,29 @@ class Tokenizer:
 
     @property
     def n_vocab(self) -> int:
+        """Tokens that it knows, added ones included. Raises InvalidRequest without a backend."""
         return self.require_backend().get_vocab_size(with_added_tokens=True)
 
     @property
     def has_chat_template(self) -> bool:
+        """Whether ``render_chat`` can be used."""
         return self.chat_template is not None
 
     def require_backend(self) -> tokenizers.Tokenizer:
-        """Raises InvalidRequest if the model came without one."""
+        """The backend. Raises InvalidRequest if the model came without one."""
         if self.backend is None:
             raise InvalidRequest("this model came without a tokenizer: give token ids, and no stop strings")
         return self.backend
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """``add_special``: with what the model wants around a text, such as a beginning-of-text token."""
+        """Token ids of a text. Raises InvalidRequest without a backend.
+
+        add_special: with the tokens that the model wants around a text, such as beginning-of-text.
+        """
         return self.require_backend().encode(text, add_special_tokens=add_special).ids
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of tokens. Raises InvalidRequest without a backend. skip_special: leave special tokens out."""
         return self.require_backend().decode(list(token_ids), skip_special_tokens=skip_special)
 
     def piece(self, token_id: int) -> str:
@@ -64,6 +70,7 @@ class Tokenizer:
         return self.require_backend().token_to_id(token)
 
     def stream_decoder(self, skip_special: bool = True) -> StreamDecoder | NoText:
+        """A decoder for tokens that come one by one; it gives no text if there is no backend."""
         return NoText() if self.backend is None else StreamDecoder(self, skip_special)
 
     def render_chat(
@@ -84,7 +91,8 @@ class Tokenizer:
             )
         except (TemplateError, TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error}") from None
-        return rendered[0]
+        text: str = rendered[0]
+        return text
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Tokens of the conversation, ready for the model's reply. The template writes special tokens itself."""
@@ -132,10 +140,12 @@ class StreamDecoder:
 
 
 class NoText:
-    """Stands for a ``StreamDecoder`` where there is no tokenizer."""
+    """The ``StreamDecoder`` of a model without a tokenizer."""
 
     def push(self, token_id: int) -> str:
+        """No text."""
         return ""
 
     def flush(self) -> str:
+        """No text."""
         return ""

@@ -55,7 +55,7 @@ class SessionFiles:
         return path
 
     def read(self, session: Session) -> bool:
-        """Its cells are in memory again; False, after one line in the log, if its file cannot be used.
+        """Read a session's cells back into memory; False, after one line in the log, if its file cannot be used.
 
         Raises CacheFull if there is no room. The file stays in either case.
         """

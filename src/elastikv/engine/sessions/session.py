@@ -44,9 +44,9 @@ class Session:
 
 
 class Owner(Protocol):
-    """What runs on a session: a request. Its tokens only ever get more.
+    """What runs on a session: a request. Tokens are only ever added to it.
 
-    checkpoint_at: how many of them are computed when memory is to remember the point (None: at none).
+    checkpoint_at: after how many computed tokens memory is to make a checkpoint (None: after none).
     """
 
     token_ids: list[int]
@@ -55,4 +55,6 @@ class Owner(Protocol):
     checkpoint_at: int | None
 
     @property
-    def n_generated(self) -> int: ...
+    def n_generated(self) -> int:
+        """Tokens generated so far."""
+        ...

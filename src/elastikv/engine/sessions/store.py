@@ -60,7 +60,7 @@ class SessionStore:
         return session
 
     def find(self, session_id: int) -> Session:
-        """Raises InvalidRequest if there is no such session, or nothing in it yet."""
+        """A session by its id. Raises InvalidRequest if there is none, or nothing in it yet."""
         session = self._sessions.get(session_id)
         if session is None:
             raise InvalidRequest(f"there is no session {session_id} that holds cells")
@@ -70,11 +70,11 @@ class SessionStore:
         return iter(list(self._sessions.values()))
 
     def idle(self) -> list[Session]:
-        """Those whose request has ended and whose cells are still held, the longest unused first."""
+        """Sessions whose request has ended and whose cells are still held, the longest unused first."""
         return self._in_state("idle")
 
     def parked(self) -> list[Session]:
-        """Those whose cells are on disk, the longest unused first."""
+        """Sessions whose cells are on disk, the longest unused first."""
         return self._in_state("parked")
 
     def n_held(self, session: Session) -> int:
@@ -113,8 +113,8 @@ class SessionStore:
         return False
 
     def rewind(self, owner: Owner) -> None:
-        """Forget the last token's cell, so that its logits can be had again."""
-        self._cut(owner.session, len(owner.token_ids) - 1)
+        """Remove the last token's cell, so that its logits can be computed again."""
+        self._truncate(owner.session, len(owner.token_ids) - 1)
 
     def release(self, owner: Owner) -> None:
         """The request has ended: its session is idle, and its cells stay until their memory is wanted."""
@@ -249,7 +249,7 @@ class SessionStore:
         return session.id
 
     def erase(self, session_id: int) -> None:
-        """Forget an idle or parked session. Raises InvalidRequest for a running one."""
+        """Close an idle or parked session and give its memory back. Raises InvalidRequest for a running one."""
         session = self.find(session_id)
         if session.state == "running":
             raise InvalidRequest(f"session {session_id} is running; end its request first")
@@ -275,7 +275,7 @@ class SessionStore:
         if reuse and reuse.how == "copy":
             return owner.session, self._copy(owner, reuse)
         if reuse and (reuse.how == "continue" or self.restore(reuse.session)):
-            return reuse.session, self._cut(reuse.session, reuse.n_tokens)
+            return reuse.session, self._truncate(reuse.session, reuse.n_tokens)
         return owner.session, 0
 
     def _copy(self, owner: Owner, reuse: Reuse) -> int:
@@ -285,8 +285,8 @@ class SessionStore:
             return 0
         return reuse.n_tokens if copied else 0
 
-    def _cut(self, session: Session, n_tokens: int) -> int:
-        """Forget what lies behind ``n_tokens``, or as little more as memory can; returns what is left."""
+    def _truncate(self, session: Session, n_tokens: int) -> int:
+        """Truncate to ``n_tokens``, or to the last point before that memory can go back to; returns what is left."""
         n_left = self._memory.truncation_points(session.seq_id, n_tokens)
         self._memory.seq_rm(session.seq_id, n_left)
         return n_left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
@@ -38,12 +39,14 @@ class CpuKernels(ComposedKernels):
 
     name = "cpu"
     packed_types = frozenset(WEIGHTS)
+    linear: LinearKernel
 
     def __init__(self) -> None:
         self.linear = LinearKernel()
         self._plan_of = Planner()
         self._scratch = torch.empty(0)
 
+    @override
     def attention_layer(self, weights: AttentionWeights, layer: int) -> Attention:
         projection, output = arguments_of(weights.projection, self.linear), arguments_of(weights.output, self.linear, 1)
         if projection is None or output is None:
@@ -52,29 +55,34 @@ class CpuKernels(ComposedKernels):
             self, weights, layer, projection, output, self._plan_of, self._scratch_of, _SCRATCH_FLOATS
         )
 
+    @override
     def delta_net_layer(self, weights: DeltaNetWeights, layer: int) -> DeltaNet:
         projection, output = arguments_of(weights.projection, self.linear), arguments_of(weights.output, self.linear, 1)
         if projection is None or output is None or weights.conv.shape[1] > recurrent.MAX_TAPS:
             return super().delta_net_layer(weights, layer)
         return FusedDeltaNet(self, weights, layer, projection, output)
 
+    @override
     def mlp_layer(self, weights: MlpWeights) -> Mlp:
         gate_up, down = arguments_of(weights.gate_up, self.linear), arguments_of(weights.down, self.linear, 1)
         if gate_up is None or down is None or weights.activation != "silu":
             return super().mlp_layer(weights)
         return FusedMlp(self, weights, gate_up, down)
 
+    @override
     def experts_layer(self, weights: ExpertsWeights) -> Experts:
         arguments = experts_arguments_of(weights, self.linear)
         if arguments is None:
             return super().experts_layer(weights)
         return FusedExperts(self, weights, arguments, self._scratch_of, _SCRATCH_FLOATS)
 
+    @override
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:
         n, d = x.shape
         norms.rms_norm(x.data_ptr(), x.stride(0) * 4, weight.data_ptr(), n, d, eps, out.data_ptr())
         return out
 
+    @override
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
@@ -82,15 +90,18 @@ class CpuKernels(ComposedKernels):
         norms.add_rms_norm(x.data_ptr(), residual.data_ptr(), weight.data_ptr(), n, d, eps, out.data_ptr())
         return out
 
+    @override
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         n, d = out.shape
         norms.silu_mul(gate_up.data_ptr(), gate_up.stride(0) * 4, n, d, out.data_ptr())
         return out
 
+    @override
     def gelu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return torch.mul(torch.nn.functional.gelu(gate, approximate="tanh"), up, out=out)
 
+    @override
     def gated_rms_norm(
         self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
     ) -> torch.Tensor:
@@ -101,6 +112,7 @@ class CpuKernels(ComposedKernels):
         )  # fmt: skip
         return out
 
+    @override
     def route(
         self, x: torch.Tensor, router: torch.Tensor, n_experts: int, n_used: int, normalised: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,11 +127,13 @@ class CpuKernels(ComposedKernels):
         routing.route(logits.numpy(), n_experts, normalised, weights.numpy(), experts.numpy())
         return weights, experts
 
+    @override
     def sigmoid_mul(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         n, heads, d = x.shape
         norms.sigmoid_mul(x.data_ptr(), gate.data_ptr(), gate.stride(0) * 4, n, heads * d)
         return x
 
+    @override
     def rope_store(
         self,
         q: torch.Tensor,
@@ -147,6 +161,7 @@ class CpuKernels(ComposedKernels):
             ubatch.positions,
         )
 
+    @override
     def attention(
         self, q: torch.Tensor, cache: KVCache, layer: int, ubatch: UBatch, scale: float, out: torch.Tensor
     ) -> torch.Tensor:
@@ -193,6 +208,7 @@ class CpuKernels(ComposedKernels):
                 out.data_ptr() + row * out.stride(0) * 4,
             )
 
+    @override
     def causal_conv(
         self,
         x: torch.Tensor,
@@ -209,6 +225,7 @@ class CpuKernels(ComposedKernels):
         recurrent.causal_conv(spans, x.data_ptr(), x.stride(0) * 4, weight.data_ptr(), channels, width, out.data_ptr())
         return out
 
+    @override
     def delta_gates(
         self,
         a: torch.Tensor,
@@ -219,11 +236,12 @@ class CpuKernels(ComposedKernels):
         beta: torch.Tensor,
     ) -> None:
         n, n_heads = a.shape
-        addresses = (tensor.data_ptr() for tensor in (rate, bias))
         recurrent.delta_gates(
-            a.data_ptr(), b.data_ptr(), a.stride(0) * 4, *addresses, n, n_heads, decay.data_ptr(), beta.data_ptr()
-        )
+            a.data_ptr(), b.data_ptr(), a.stride(0) * 4, rate.data_ptr(), bias.data_ptr(), n, n_heads,
+            decay.data_ptr(), beta.data_ptr(),
+        )  # fmt: skip
 
+    @override
     def gated_delta_rule(
         self,
         q: torch.Tensor,
@@ -245,6 +263,7 @@ class CpuKernels(ComposedKernels):
         )
         return out
 
+    @override
     def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
         return 4 * _SCRATCH_FLOATS + SCRATCH_BYTES
 

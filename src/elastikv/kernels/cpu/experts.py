@@ -20,7 +20,7 @@ from elastikv.kernels.cpu.simd.math import splat
 from elastikv.kernels.cpu.simd.vector import LANES
 
 MAX_TOKENS = 16
-"""Up to which the chosen rows are read once for all of them."""
+"""Tokens up to which the layer is one call, and each chosen expert's rows are read once for all of them."""
 
 
 def scratch_floats(hidden: int, n_experts: int, n_used: int, width: int, shared_width: int) -> int:
@@ -57,9 +57,10 @@ def _grouped_linear(
     rows: tuple[int, int, int, int],
     n_threads: int,
 ) -> None:
-    """Each pair's row of x with its expert's matrix. rows: addresses of x and of out, each followed by the bytes
-    between its rows. parts: int64 ``[n_parts, 4 + n_experts]``, each (bytes between rows, n_out, n_in, first column,
-    address of each expert's).
+    """Multiply each pair's row of x with its expert's matrix.
+
+    rows: addresses of x and of out, each followed by the bytes between its rows. parts: int64 ``[n_parts, 4 +
+    n_experts]``, each (bytes between rows, n_out, n_in, first column, address of each expert's).
     """
     x, x_stride, out, out_stride = rows
     lines = np.empty((len(groups), 4), dtype=np.int64)
@@ -75,7 +76,7 @@ def _grouped_linear(
 
 @kernel
 def _gather(x: int, tokens: np.ndarray, width: int, out: int) -> None:
-    """The row of each pair's token."""
+    """Copy the row of each pair's token to out ``[n_pairs, width]``."""
     for pair in prange(len(tokens)):
         for start in range(0, width, LANES):
             values = load_values(F32, x + tokens[pair] * width * 4, 0, start, width)
@@ -116,7 +117,7 @@ def _weigh(y: int, pairs: np.ndarray, weights: np.ndarray, shared: int, width: i
 def _shared_expert(
     gate_up: Any, down: Any, down_parts: np.ndarray, x: int, n: int, hidden: int, width: int, scratch: int, out: int
 ) -> None:
-    """An MLP that every token goes to. gate_up: as ``mixed_linear`` takes it."""
+    """An MLP that every token goes to. gate_up: see ``mixed_linear``."""
     inner = scratch + n * 2 * width * 4
     mixed_linear(gate_up, x, hidden, n, scratch, 2 * width)
     norms.silu_mul(scratch, 2 * width * 4, n, width, inner)
@@ -145,11 +146,13 @@ def experts(
     tensors: tuple[int, int, int, int],
     n_threads: int,
 ) -> None:
-    """See ``composed.Experts``. router: address of ``[n_experts, hidden]``, one row more if there is a shared expert;
-    parts: see ``_grouped_linear``, of the shared expert as in ``layers.mlp``; norm_weights: addresses of the norms'
-    before and after (0: none); shape: (n, hidden size, n_experts, experts per token, width of one, width of the shared
-    one or 0); tensors: addresses of delta, residual, normed and scratch. No tuple has a product or an array in it: to
-    tell their types takes Python 0.3 ms a call.
+    """``composed.Experts`` for a few tokens.
+
+    router: address of ``[n_experts, hidden]``, one row more if there is a shared expert; parts: see
+    ``_grouped_linear``, of the shared expert as in ``layers.mlp``; norm_weights: addresses of the norms' before and
+    after (0: none); shape: (n, hidden size, n_experts, experts per token, width of one, width of the shared one or
+    0); tensors: addresses of delta, residual, normed and scratch. No tuple has a product or an array in it: to tell
+    their types takes Python 0.3 ms a call.
     """
     n, hidden, n_experts, n_used, width, shared_width = shape
     delta, _, normed, scratch = tensors

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numba
 import numpy as np
 import torch
+from typing_extensions import override
 
 from elastikv.kernels.base import ForwardPass, Kernels
 from elastikv.kernels.composed import Attention, DeltaNet, Experts, Mlp
@@ -35,7 +37,7 @@ class LinearArguments:
     """A fused matrix whose parts have at most two formats, as compiled layers take it.
 
     tables: a product and its parts, and another's (the same without parts, if there is one format only). Parts:
-    int64 ``[n_parts, 6]``, as ``layers`` takes them. Addresses: the weights must live as long.
+    int64 ``[n_parts, 6]``, see ``layers.linear``. They hold addresses, so the weights must live as long.
     """
 
     def __init__(self, weights: LinearWeights, products: list[Product]) -> None:
@@ -54,7 +56,10 @@ def _table(weights: LinearWeights, indices: Sequence[int]) -> np.ndarray:
 
 
 def arguments_of(weights: LinearWeights, linear: LinearKernel, max_formats: int = 2) -> LinearArguments | None:
-    """None where there are more formats or, if one is the most, parts; or a format that is not multiplied as it is."""
+    """A fused matrix as compiled layers take it, or None where they cannot.
+
+    They take at most ``max_formats`` formats (if one, one part), each with kernels of its own.
+    """
     if max_formats == 1 and len(weights.parts) > 1:
         return None
     if not all(_is_multiplied(part.weight) for part in weights.parts):
@@ -67,17 +72,21 @@ def _is_multiplied(weight: Weight) -> bool:
     return not isinstance(weight, PackedTensor) or weight.type in WEIGHTS
 
 
-def _addresses(*tensors: torch.Tensor | None) -> tuple[int, ...]:
+def _addresses(*tensors: torch.Tensor | None) -> Any:
+    """A tuple of as many integers, 0 for None. Its length, which kernels are compiled for, is beyond type checkers."""
     return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 class FusedMlp(Mlp):
+    """Few tokens in one call of ``layers.mlp``, more as composed."""
+
     def __init__(self, kernels: Kernels, weights: MlpWeights, gate_up: LinearArguments, down: LinearArguments) -> None:
         super().__init__(kernels, weights)
         self._max_rows = min(gate_up.max_rows, down.max_rows)
         self._matrices = (*gate_up.tables, *down.tables[:2])
         self._norm_weights = _addresses(weights.norms.before, weights.norms.after)
 
+    @override
     def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
         n, hidden = delta.shape
         if n > self._max_rows:
@@ -94,7 +103,10 @@ class FusedMlp(Mlp):
 
 
 class FusedAttention(Attention):
-    """scratch_of: that many float32 values; at most ``max_scratch_floats`` are asked for."""
+    """Few tokens in one call of ``layers.attention``, more as composed.
+
+    scratch_of: gives that many float32 values; at most ``max_scratch_floats`` are asked for.
+    """
 
     def __init__(
         self,
@@ -122,6 +134,7 @@ class FusedAttention(Attention):
         rows_at_once = max(max_scratch_floats // max(self._row_floats.values()), 1)
         self._max_rows = min(projection.max_rows, output.max_rows, rows_at_once)
 
+    @override
     def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
         plan, (n, hidden), weights = self._plan_of(forward.ubatch), delta.shape, self._weights
         if plan.rows is None or n > self._max_rows:
@@ -145,11 +158,13 @@ class FusedAttention(Attention):
             plan.row_numbers,
             forward.ubatch.positions,
             plan.rows.ends,
-            tuple(tensor.data_ptr() for tensor in (delta, residual, *views, cos, sin, scratch)),
+            _addresses(delta, residual, *views, cos, sin, scratch),
         )
 
 
 class FusedDeltaNet(DeltaNet):
+    """Few tokens in one call of ``layers.delta_net``, more as composed."""
+
     def __init__(
         self,
         kernels: Kernels,
@@ -166,6 +181,7 @@ class FusedDeltaNet(DeltaNet):
         self._shape = (*heads, weights.conv.shape[1])
         self._max_rows = min(projection.max_rows, output.max_rows)
 
+    @override
     def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
         n, hidden = delta.shape
         if n > self._max_rows:
@@ -179,14 +195,15 @@ class FusedDeltaNet(DeltaNet):
             (n, hidden, *self._shape),
             state_table(forward.states, self._layer, forward.ubatch, 0),
             state_table(forward.states, self._layer, forward.ubatch, 1),
-            tuple(tensor.data_ptr() for tensor in (delta, residual, *forward.views(self.buffer_widths, n))),
+            _addresses(delta, residual, *forward.views(self.buffer_widths, n)),
         )
 
 
 def _experts_tables(matrices: Sequence[LinearWeights], linear: LinearKernel) -> dict[Product, np.ndarray] | None:
-    """The same matrix of every expert as ``experts.experts`` takes it: parts by product.
+    """One matrix of each expert (gate_up or down) as ``experts.experts`` takes it: parts by product.
 
-    None where experts differ in formats, or have one that is not multiplied as it is, or biases. Addresses: see above.
+    None where experts differ in formats, or have one that is not multiplied as it is, or biases. The tables hold
+    addresses, so the weights must live as long.
     """
     first, lines = matrices[0], dict[Product, list[tuple[int, ...]]]()
     if any(len(matrix.parts) != len(first.parts) for matrix in matrices):
@@ -204,7 +221,7 @@ def _experts_tables(matrices: Sequence[LinearWeights], linear: LinearKernel) -> 
 
 
 class ExpertsArguments:
-    """A layer's matrices as ``experts.experts`` takes them. Addresses: the weights must live as long."""
+    """A layer's matrices as ``experts.experts`` takes them: addresses, so the weights must live as long."""
 
     def __init__(
         self,
@@ -224,7 +241,10 @@ class ExpertsArguments:
 
 
 def experts_arguments_of(weights: ExpertsWeights, linear: LinearKernel) -> ExpertsArguments | None:
-    """None where there are more than two formats beside each other, or one that is not multiplied as it is."""
+    """A layer's experts as ``experts.experts`` takes them, or None where it cannot.
+
+    It takes up to two formats in gate_up and one in down, each with kernels of its own, and no biases.
+    """
     gate_up = _experts_tables([expert.gate_up for expert in weights.experts], linear)
     down = _experts_tables([expert.down for expert in weights.experts], linear)
     if gate_up is None or len(gate_up) > 2 or down is None or sum(map(len, down.values())) > 1:
@@ -239,7 +259,10 @@ def experts_arguments_of(weights: ExpertsWeights, linear: LinearKernel) -> Exper
 
 
 class FusedExperts(Experts):
-    """scratch_of, max_scratch_floats: as ``FusedAttention`` has them."""
+    """Few tokens in one call of ``experts.experts``, more as composed.
+
+    scratch_of: gives that many float32 values; at most ``max_scratch_floats`` are asked for.
+    """
 
     def __init__(
         self,
@@ -258,6 +281,7 @@ class FusedExperts(Experts):
         self._row_floats = experts.scratch_floats(*self._shape)
         self._max_rows = min(experts.MAX_TOKENS, arguments.max_rows, max_scratch_floats // self._row_floats)
 
+    @override
     def __call__(self, delta: torch.Tensor, residual: torch.Tensor, forward: ForwardPass) -> None:
         n, hidden = delta.shape
         if n > self._max_rows:

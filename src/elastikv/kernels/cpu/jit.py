@@ -7,12 +7,14 @@ import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 
 _log = logging.getLogger(__name__)
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @functools.cache
@@ -57,7 +59,12 @@ class _NoCache(NullCache):
         _announce()
 
 
-def kernel(function: Callable[..., Any]) -> Any:
+def typed(decorator: Any) -> Callable[[_Function], _Function]:
+    """A decorator of numba's as type checkers should see it: numba has no types, and would take the function's away."""
+    return cast(Callable[[_Function], _Function], decorator)
+
+
+def kernel(function: _Function) -> _Function:
     """Compile a function that Python calls: may use ``prange``, and is kept on disk.
 
     Where numba finds no directory to write to (next to the sources, then the user's cache), the
@@ -66,20 +73,20 @@ def kernel(function: Callable[..., Any]) -> Any:
     return _kept(numba.njit(parallel=True, nogil=True, error_model="numpy")(function), function)
 
 
-def fused(function: Callable[..., Any]) -> Any:
+def fused(function: _Function) -> _Function:
     """Compile a function that Python calls and that calls kernels, one after the other. Kept on disk as these."""
     return _kept(numba.njit(nogil=True, error_model="numpy")(function), function)
 
 
-def inlined(function: Callable[..., Any]) -> Any:
+def inlined(function: _Function) -> _Function:
     """Compile a helper that only kernels call."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return typed(numba.njit(nogil=True, error_model="numpy"))(function)
 
 
-def _kept(dispatcher: Any, function: Callable[..., Any]) -> Any:
+def _kept(dispatcher: Any, function: _Function) -> _Function:
     try:
         dispatcher._cache = _PackageCache(function)
     except RuntimeError:  # "no locator available": nothing is writable
         _log.info("no directory to keep the compiled kernel %s in", function.__name__)
         dispatcher._cache = _NoCache()
-    return dispatcher
+    return cast(_Function, dispatcher)

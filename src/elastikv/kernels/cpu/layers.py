@@ -28,7 +28,7 @@ def linear(product: Any, parts: np.ndarray, x: int, n_in: int, n: int, out: int,
 
 @inlined
 def mixed_linear(matrices: Any, x: int, n_in: int, n: int, out: int, n_out: int) -> None:
-    """The same with parts of up to two formats."""
+    """x ``[n, n_in]`` to out ``[n, n_out]``. matrices: a product and its parts (see ``linear``), and another's."""
     linear(matrices[0], matrices[1], x, n_in, n, out, n_out)
     linear(matrices[2], matrices[3], x, n_in, n, out, n_out)
 
@@ -59,8 +59,10 @@ def mlp(
     shape: tuple[int, int, int],
     tensors: tuple[int, int, int, int, int],
 ) -> None:
-    """See ``composed.Mlp``. norm_weights: addresses of the norms' before and after (0: none); shape: (n, hidden size,
-    inner width); tensors: addresses of delta, residual, normed, wide ``[n, 2 * width]`` and inner ``[n, width]``.
+    """``composed.Mlp`` for a few tokens.
+
+    norm_weights: addresses of the norms' before and after (0: none); shape: (n, hidden size, inner width); tensors:
+    addresses of delta, residual, normed, wide ``[n, 2 * width]`` and inner ``[n, width]``.
     """
     n, hidden, width = shape
     delta, _, normed, wide, inner = tensors
@@ -93,11 +95,13 @@ def attention(
     ends: np.ndarray,
     tensors: tuple[int, int, int, int, int, int, int, int],
 ) -> None:
-    """See ``composed.Attention``. norm_weights: addresses of the norms' before, after, of q and of k (0: none); eps: of
-    the first two and of the others; window 0: none; shape: (hidden size, n_heads, n_kv_heads, head_dim, rotary_dim /
-    2); cells: ``KVCache.addresses``, one line per row; rows: 0, 1, ...; ends: positions + 1; tensors: addresses of
-    delta, residual, normed, wide (q, k, v and, if gated, the gate), inner, cos, sin, scratch as
-    ``attention.decode.attend`` wants it.
+    """``composed.Attention`` for a few tokens.
+
+    norm_weights: addresses of the norms' before, after, of q and of k (0: none); eps: of the first two and of the
+    others; window 0: none; shape: (hidden size, n_heads, n_kv_heads, head_dim, rotary_dim / 2); cells:
+    ``KVCache.addresses``, one line per row; rows: 0, 1, ...; ends: positions + 1; tensors: addresses of delta,
+    residual, normed, wide (q, k, v and, if gated, the gate), inner, cos, sin, scratch as ``attention.decode.attend``
+    wants it.
     """
     hidden, n_heads, n_kv_heads, d, half = shape
     delta, _, normed, wide, inner, cos, sin, scratch = tensors
@@ -145,10 +149,12 @@ def delta_net(
     rule_states: np.ndarray,
     tensors: tuple[int, int, int, int, int, int, int],
 ) -> None:
-    """See ``composed.DeltaNet``. norm_weights: addresses of the norms' before and after (0: none); vectors: of conv,
-    rate, bias, norm; eps: of the first two norms and of the last; shape: (n, hidden size, n_k_heads, n_v_heads, k_dim,
-    v_dim, taps); conv_states, rule_states: as ``recurrent`` takes them; tensors: addresses of delta, residual, normed,
-    wide (q, k, v, z, b, a), conv (q, k, v), gates and inner.
+    """``composed.DeltaNet`` for a few tokens.
+
+    norm_weights: addresses of the norms' before and after (0: none); vectors: addresses of conv, rate, bias, norm;
+    eps: of the first two norms and of the last; shape: (n, hidden size, n_k_heads, n_v_heads, k_dim, v_dim, taps);
+    conv_states, rule_states: as ``recurrent`` takes them; tensors: addresses of delta, residual, normed, wide (q, k,
+    v, z, b, a), conv (q, k, v), gates and inner.
     """
     n, hidden, n_k_heads, n_v_heads, dk, dv, taps = shape
     delta, _, normed, wide, conv, gates, inner = tensors

@@ -23,7 +23,7 @@ class Rows:
 
 
 class UBatchPlan:
-    """A ubatch as the kernels take it.
+    """What the kernels derive from a ubatch, once for all layers.
 
     seq_ids: of its spans; span_of: int64 ``[n_tokens]``, each token's span; row_numbers: 0, 1, ... n_tokens - 1.
     short_runs: neighbouring short spans, as single tokens; long_spans: the others, for prefill attention.
@@ -42,12 +42,13 @@ class UBatchPlan:
 
 
 class Planner:
-    """Remembers the last ubatch's plan: layer after layer asks for it."""
+    """Keeps the last ubatch's plan: layer after layer asks for it."""
 
     def __init__(self) -> None:
         self._plan: UBatchPlan | None = None
 
     def __call__(self, ubatch: UBatch) -> UBatchPlan:
+        """Plan a ubatch, or return the plan of the call before if the ubatch is the same object."""
         if self._plan is None or self._plan.ubatch is not ubatch:
             self._plan = UBatchPlan(ubatch)
         return self._plan

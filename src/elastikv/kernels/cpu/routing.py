@@ -1,4 +1,4 @@
-"""Which experts a token goes to: softmax over all of them, the largest few, and tokens brought together by expert."""
+"""Which experts a token goes to: softmax over all of them, the largest few, and tokens grouped by expert."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     total = _ZERO
     for value in exps:
         total += value
-    return exps / total
+    probabilities: np.ndarray = exps / total
+    return probabilities
 
 
 @inlined

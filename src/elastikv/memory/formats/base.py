@@ -76,6 +76,6 @@ class CellTensor:
         return self.format.load([plane[rows] for plane in self.planes], self.dim, dtype)
 
     def addresses(self) -> tuple[int, int]:
-        """Of the planes; 0 for a second one that the format does not have."""
+        """Addresses of the first and the second plane; 0 if the format has one only."""
         first, second = (*(plane.data_ptr() for plane in self.planes), 0)[:2]
         return first, second

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from typing_extensions import override
 
 from elastikv.memory.formats.base import CellFormat
 from elastikv.memory.storage.planes import LayerPlanes, Plane
@@ -19,12 +20,15 @@ class PlainFormat(CellFormat):
         self.name = name
         self.dtype = dtype
 
+    @override
     def planes(self, name: str, n_heads: int, dim: int) -> LayerPlanes:
         return (Plane(name, (n_heads, dim), self.dtype),)
 
+    @override
     def store(self, values: torch.Tensor, planes: Sequence[torch.Tensor]) -> None:
         planes[0].copy_(values)
 
+    @override
     def load(self, planes: Sequence[torch.Tensor], dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return planes[0].to(dtype, copy=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from typing_extensions import override
 
 from elastikv.memory.formats.base import CellFormat
 from elastikv.memory.storage.planes import LayerPlanes, Plane
@@ -18,6 +19,7 @@ class Q8_0Format(CellFormat):  # noqa: N801
     name = "q8_0"
     dtype = None
 
+    @override
     def planes(self, name: str, n_heads: int, dim: int) -> LayerPlanes:
         n_blocks = -(-dim // _BLOCK)
         return (
@@ -25,6 +27,7 @@ class Q8_0Format(CellFormat):  # noqa: N801
             Plane(f"{name}_scale", (n_heads, n_blocks), torch.float16),
         )
 
+    @override
     def store(self, values: torch.Tensor, planes: Sequence[torch.Tensor]) -> None:
         data, scales = planes
         values, dim = values.float(), values.shape[-1]
@@ -34,6 +37,7 @@ class Q8_0Format(CellFormat):  # noqa: N801
         data.copy_(torch.round(values * _spread(inverse, dim)))
         scales.copy_(step)
 
+    @override
     def load(self, planes: Sequence[torch.Tensor], dim: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         data, scales = planes
         return (data.float() * _spread(scales.float(), dim)).to(dtype)

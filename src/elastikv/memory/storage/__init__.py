@@ -1,6 +1,7 @@
 """Where bytes live. Knows no sequences, no positions."""
 
-from elastikv.memory.storage.base import Storage, StorageKind, open_storage, storage_type
+from elastikv.memory.storage.base import Storage, StorageKind
+from elastikv.memory.storage.choice import open_storage, storage_type
 from elastikv.memory.storage.planes import LayerPlanes, Plane, bytes_per_row, rows_per_page
 
 __all__ = [

@@ -1,26 +1,17 @@
-"""Where rows live: the contract of a storage, and which one serves a device.
+"""Where rows live: the contract of a storage.
 
 A storage knows layers, planes and rows. It knows no sequences and no positions.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 
-from elastikv.errors import InvalidRequest
-from elastikv.memory.budget import Budget
-from elastikv.memory.storage import pages
-from elastikv.memory.storage.copy import CopyStorage
-from elastikv.memory.storage.mmap import MmapStorage
 from elastikv.memory.storage.planes import LayerPlanes
 
 StorageKind = Literal["auto", "mmap", "copy"]
-
-_log = logging.getLogger(__name__)
 
 
 class Storage(Protocol):
@@ -31,6 +22,7 @@ class Storage(Protocol):
     """
 
     default_growth: str
+    """The growth policy that suits what a resize costs here."""
     layers: tuple[LayerPlanes, ...]
     limit: int
     capacity: int
@@ -39,7 +31,9 @@ class Storage(Protocol):
     """Rows that fill a page of the widest plane: the step below which rounding costs nothing."""
 
     @property
-    def name(self) -> StorageKind: ...
+    def name(self) -> StorageKind:
+        """What ``--kv-storage`` calls it."""
+        ...
 
     @property
     def committed_bytes(self) -> int:
@@ -64,15 +58,22 @@ class Storage(Protocol):
         ...
 
     def grow(self, capacity: int, n_keep: int) -> None:
-        """Enlarge; rows ``[0, n_keep)`` keep their contents. CacheFull: all is as before."""
+        """Enlarge to ``capacity`` rows; rows ``[0, n_keep)`` keep their contents.
+
+        Raises CacheFull if the budget or the machine refuses, with nothing changed; ValueError unless it is larger than
+        now and at most ``limit``.
+        """
         ...
 
     def shrink(self, capacity: int, n_keep: int) -> None:
-        """Give back rows ``[capacity, ...)``. Never refused, for it is also how a growth is undone."""
+        """Give back rows from ``capacity`` on. Never refused, for it is also how a growth is undone.
+
+        Raises ValueError unless it is smaller than now and at least ``n_keep``, the rows in use.
+        """
         ...
 
     def release_front(self, layer: int, n_rows: int) -> int:
-        """Rows ``[0, n_rows)`` of a layer are not wanted any more; returns the bytes given back.
+        """Give back what it can of rows ``[0, n_rows)`` of a layer; returns the bytes.
 
         The other rows keep their numbers. Released rows must not be written again.
         """
@@ -82,39 +83,10 @@ class Storage(Protocol):
         """How many rows of a layer ``release_front`` took."""
         ...
 
-    def close(self) -> None: ...
-
-    def check(self) -> None:
-        """Assert every invariant."""
+    def close(self) -> None:
+        """Give all memory back."""
         ...
 
-
-def storage_type(kind: StorageKind, device: torch.device) -> type[CopyStorage] | type[MmapStorage]:
-    """Which storage serves a device, unless its address space cannot be had. Raises InvalidRequest."""
-    if kind not in get_args(StorageKind):
-        raise InvalidRequest(f"{kind!r} is not a storage; choose auto, mmap or copy")
-    has_mmap = device.type == "cpu" and pages.supported()
-    return MmapStorage if has_mmap and kind != "copy" else CopyStorage
-
-
-def open_storage(
-    kind: StorageKind,
-    layers: Sequence[LayerPlanes],
-    limit: int,
-    budget: Budget,
-    device: torch.device | str = "cpu",
-) -> Storage:
-    """A storage for up to ``limit`` rows. ``auto``: ``mmap`` where the device and the system can, else ``copy``.
-
-    Where ``mmap`` cannot be had, ``copy`` takes its place and a warning is logged.
-    """
-    device = torch.device(device)
-    if storage_type(kind, device) is CopyStorage:
-        if kind == "mmap":
-            _log.warning("the mmap storage needs Linux and the CPU; the copy storage serves %s instead", device)
-        return CopyStorage(layers, limit, budget, device)
-    try:
-        return MmapStorage(layers, limit, budget)
-    except MemoryError as error:
-        _log.warning("falling back to the copy storage: %s", error)
-        return CopyStorage(layers, limit, budget, device)
+    def check(self) -> None:
+        """Raise AssertionError if an invariant does not hold."""
+        ...

@@ -6,26 +6,31 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from typing_extensions import override
 
 from elastikv.memory.growth import round_up
 from elastikv.memory.storage import pages
 
 
 class Block(Protocol):
-    """``data`` is a uint8 tensor; ``committed`` says how many bytes of it are backed by memory."""
+    """Memory of a fixed size: ``data`` is a uint8 tensor over all of it."""
 
     data: torch.Tensor
     has_pages: bool
     """Whether parts of it can be given back in place."""
 
     @property
-    def committed(self) -> int: ...
+    def committed(self) -> int:
+        """Bytes that are backed by memory now."""
+        ...
 
     def give_back(self, start: int, stop: int) -> None:
         """Give back all whole pages in bytes ``[start, stop)``, if it has pages."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give all of it back; ``data`` must not be written any more."""
+        ...
 
 
 BlockAllocator = Callable[[int, torch.device, int], Block]
@@ -35,7 +40,7 @@ Raises MemoryError.
 """
 
 
-class PageBlock:
+class PageBlock(Block):
     """Anonymous pages, resident from the start: what was promised cannot fail later."""
 
     has_pages = True
@@ -49,9 +54,11 @@ class PageBlock:
         self.data = self._region.data
 
     @property
+    @override
     def committed(self) -> int:
         return self._stop - self._start
 
+    @override
     def give_back(self, start: int, stop: int) -> None:
         """The range must reach to the block's front or to its end."""
         if start <= self._start:
@@ -63,12 +70,13 @@ class PageBlock:
             self._region.discard(first, self._stop)
             self._stop = first
 
+    @override
     def close(self) -> None:
         self._region.close()
         self._start = self._stop
 
 
-class TensorBlock:
+class TensorBlock(Block):
     """A plain torch allocation, for devices and systems without pages to give back."""
 
     has_pages = False
@@ -81,12 +89,15 @@ class TensorBlock:
             raise MemoryError(str(error)) from error
 
     @property
+    @override
     def committed(self) -> int:
         return len(self.data)
 
+    @override
     def give_back(self, start: int, stop: int) -> None:
         """There are no pages."""
 
+    @override
     def close(self) -> None:
         self.data = self.data[:0].clone()
 

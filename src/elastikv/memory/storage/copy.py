@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
+from typing_extensions import override
 
 from elastikv.errors import CacheFull
 from elastikv.memory.budget import Budget
+from elastikv.memory.storage.base import Storage
 from elastikv.memory.storage.blocks import Block, BlockAllocator, allocate_block, committed_size
 from elastikv.memory.storage.planes import LayerPlanes, rows_per_page
 
@@ -28,8 +30,8 @@ class _Layer(NamedTuple):
     n_rows: int = 0
 
 
-class CopyStorage:
-    """Rows in blocks that are replaced when they are too small. See ``Storage`` for the contract."""
+class CopyStorage(Storage):
+    """Rows in blocks that are replaced when they are too small."""
 
     name: Final = "copy"
     default_growth = "double:1GiB"
@@ -55,13 +57,16 @@ class CopyStorage:
         budget.watch(self)
 
     @property
+    @override
     def committed_bytes(self) -> int:
         return sum(self._layer_bytes(layer) for layer in range(len(self.layers)))
 
     @property
+    @override
     def reserved_bytes(self) -> int:
         return self.committed_bytes
 
+    @override
     def tensors(self, layer: int) -> tuple[torch.Tensor, ...]:
         planes, (blocks, n_rows) = self.layers[layer], self._held[layer]
         if not blocks:
@@ -72,12 +77,15 @@ class CopyStorage:
             for plane, block in zip(planes, blocks, strict=True)
         )
 
+    @override
     def released(self, layer: int) -> int:
         return self._released[layer]
 
+    @override
     def added_bytes(self, capacity: int) -> int:
         return sum(self._new_bytes(layer, capacity) for layer in range(len(self.layers))) - self.committed_bytes
 
+    @override
     def peak_bytes(self, capacity: int) -> int:
         added = peak = 0
         for layer in range(len(self.layers)):
@@ -86,6 +94,7 @@ class CopyStorage:
             added -= self._layer_bytes(layer)
         return peak
 
+    @override
     def grow(self, capacity: int, n_keep: int) -> None:
         if not self.capacity < capacity <= self.limit:
             raise ValueError(f"cannot grow from {self.capacity} to {capacity} rows of {self.limit}")
@@ -97,22 +106,24 @@ class CopyStorage:
                 self._replace(layer, capacity, n_keep)
             self.capacity = capacity
         except BaseException as error:
-            self._cut_all(self.capacity, n_keep)
+            self._truncate_all(self.capacity, n_keep)
             if isinstance(error, MemoryError):
                 raise CacheFull("machine", asked=peak, left=self._budget.left(), limit=None) from error
             raise
 
+    @override
     def shrink(self, capacity: int, n_keep: int) -> None:
         if not n_keep <= capacity < self.capacity:
             raise ValueError(f"cannot shrink from {self.capacity} to {capacity} rows, {n_keep} of them in use")
         self.generation += 1
         try:
             self.capacity = capacity
-            self._cut_all(capacity, n_keep)
+            self._truncate_all(capacity, n_keep)
         except BaseException:
-            self._cut_all(self.capacity, n_keep)  # interrupted: a shrink never fails, so it is done to the end
+            self._truncate_all(self.capacity, n_keep)  # interrupted: a shrink never fails, so it is done to the end
             raise
 
+    @override
     def release_front(self, layer: int, n_rows: int) -> int:
         if n_rows <= self._released[layer] or not self._has_pages(layer):
             return 0
@@ -122,11 +133,13 @@ class CopyStorage:
             block.give_back(0, n_rows * plane.row_bytes)
         return before - self._layer_bytes(layer)
 
+    @override
     def close(self) -> None:
         self.capacity = 0
         self.generation += 1
-        self._cut_all(0, 0)
+        self._truncate_all(0, 0)
 
+    @override
     def check(self) -> None:
         assert 0 <= self.capacity <= self.limit
         for planes, (blocks, _) in zip(self.layers, self._held, strict=True):
@@ -156,11 +169,11 @@ class CopyStorage:
         for block in old.blocks:
             block.close()
 
-    def _cut_all(self, capacity: int, n_keep: int) -> None:
+    def _truncate_all(self, capacity: int, n_keep: int) -> None:
         for layer in range(len(self.layers)):
-            self._cut(layer, capacity, n_keep)
+            self._truncate(layer, capacity, n_keep)
 
-    def _cut(self, layer: int, capacity: int, n_keep: int) -> None:
+    def _truncate(self, layer: int, capacity: int, n_keep: int) -> None:
         """Give back what is behind ``capacity`` rows, if there is anything. Never fails.
 
         Pages go in place. Where a device cannot do that, a smaller copy takes the block's place; if

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
+from typing_extensions import override
 
 from elastikv.errors import CacheFull
 from elastikv.memory.budget import Budget
 from elastikv.memory.growth import round_up
 from elastikv.memory.storage import pages
+from elastikv.memory.storage.base import Storage
 from elastikv.memory.storage.planes import LayerPlanes, Plane, rows_per_page
 
 
@@ -42,19 +44,19 @@ class _Extent:
         for offset in self.offsets:
             region.commit(offset + before, offset + stop)
 
-    def cut_front(self, region: pages.Region, start: int) -> None:
+    def discard_front(self, region: pages.Region, start: int) -> None:
         for offset in self.offsets:
             region.discard(offset + self.start, offset + start, keep_accessible=True)
         self.start = start
 
-    def cut_end(self, region: pages.Region, stop: int) -> None:
+    def discard_end(self, region: pages.Region, stop: int) -> None:
         for offset in self.offsets:
             region.discard(offset + stop, offset + self.stop)
         self.stop = stop
 
 
-class MmapStorage:
-    """Rows whose addresses never change. See ``Storage`` for the contract.
+class MmapStorage(Storage):
+    """Rows whose addresses never change.
 
     Committed bytes are whole pages per plane. Raises MemoryError where the address space cannot be had.
     """
@@ -85,13 +87,16 @@ class MmapStorage:
         budget.watch(self)
 
     @property
+    @override
     def committed_bytes(self) -> int:
         return sum(extent.committed for extent in self._all_extents())
 
     @property
+    @override
     def reserved_bytes(self) -> int:
         return self._region.n_bytes
 
+    @override
     def tensors(self, layer: int) -> tuple[torch.Tensor, ...]:
         return tuple(
             extent.plane.view(
@@ -100,18 +105,22 @@ class MmapStorage:
             for extent in self._extents[layer]
         )
 
+    @override
     def released(self, layer: int) -> int:
         return self._released[layer]
 
+    @override
     def added_bytes(self, capacity: int) -> int:
         return sum(
             extent.plane.n_bands * (max(extent.stop_for(capacity), extent.start) - extent.stop)
             for extent in self._all_extents()
         )
 
+    @override
     def peak_bytes(self, capacity: int) -> int:
         return max(self.added_bytes(capacity), 0)
 
+    @override
     def grow(self, capacity: int, n_keep: int) -> None:
         if not self.capacity < capacity <= self.limit:
             raise ValueError(f"cannot grow from {self.capacity} to {capacity} rows of {self.limit}")
@@ -123,22 +132,24 @@ class MmapStorage:
                 extent.commit(self._region, max(extent.stop_for(capacity), extent.stop))
             self.capacity = capacity
         except BaseException as error:
-            self._cut(self.capacity)
+            self._truncate(self.capacity)
             if isinstance(error, MemoryError):
                 raise CacheFull("machine", asked=n_bytes, left=self._budget.left(), limit=None) from error
             raise
 
+    @override
     def shrink(self, capacity: int, n_keep: int) -> None:
         if not n_keep <= capacity < self.capacity:
             raise ValueError(f"cannot shrink from {self.capacity} to {capacity} rows, {n_keep} of them in use")
         self.generation += 1
         try:
             self.capacity = capacity
-            self._cut(capacity)
+            self._truncate(capacity)
         except BaseException:
-            self._cut(self.capacity)  # interrupted: a shrink never fails, so it is done to the end
+            self._truncate(self.capacity)  # interrupted: a shrink never fails, so it is done to the end
             raise
 
+    @override
     def release_front(self, layer: int, n_rows: int) -> int:
         if n_rows <= self._released[layer]:
             return 0
@@ -146,9 +157,10 @@ class MmapStorage:
         self._released[layer] = n_rows  # first, so that no row is taken for whole that is not
         for extent in self._extents[layer]:
             start = n_rows * extent.plane.row_bytes // pages.PAGE * pages.PAGE
-            extent.cut_front(self._region, max(min(start, extent.stop), extent.start))
+            extent.discard_front(self._region, max(min(start, extent.stop), extent.start))
         return before - self.committed_bytes
 
+    @override
     def close(self) -> None:
         self.capacity = 0
         self.generation += 1
@@ -156,18 +168,19 @@ class MmapStorage:
         for extent in self._all_extents():
             extent.start = extent.stop = 0
 
+    @override
     def check(self) -> None:
         for extent in self._all_extents():
             end = extent.stop_for(self.capacity)
             assert 0 <= extent.start <= extent.stop == max(end, extent.start), "pages differ from capacity"
         assert 0 <= self.capacity <= self.limit
 
-    def _cut(self, capacity: int) -> None:
+    def _truncate(self, capacity: int) -> None:
         """Give back every page behind ``capacity`` rows. Cannot fail."""
         for extent in self._all_extents():
             stop = max(extent.stop_for(capacity), extent.start)
             if stop < extent.stop:
-                extent.cut_end(self._region, stop)
+                extent.discard_end(self._region, stop)
 
     def _all_extents(self) -> list[_Extent]:
         return [extent for extents in self._extents for extent in extents]

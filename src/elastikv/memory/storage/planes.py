@@ -32,6 +32,7 @@ class Plane:
 
     @property
     def n_bands(self) -> int:
+        """Bands, one if rows are not split into any."""
         return 1 if self.bands is None else self.bands
 
     @property
@@ -49,8 +50,8 @@ class Plane:
         n_values = math.prod(self.shape)
         strides = (band_bytes // self.dtype.itemsize, n_values, 1)
         rows = data[:n_bytes].view(self.dtype).as_strided((self.n_bands, n_rows, n_values), strides)
-        rows = rows.unflatten(2, self.shape)
-        return rows[0] if self.bands is None else rows
+        unflattened: torch.Tensor = rows.unflatten(2, self.shape)
+        return unflattened[0] if self.bands is None else unflattened
 
 
 LayerPlanes = tuple[Plane, ...]

@@ -6,7 +6,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from typing_extensions import override
+
 from elastikv.errors import CorruptFile, UnsupportedModel
+from elastikv.weights.base import Fields
 from elastikv.weights.gguf.header import GGUFHeader
 from elastikv.weights.gguf.tokenizer import end_tokens
 
@@ -25,8 +28,8 @@ _ROPE_KINDS = {"": "default", "none": "default"}
 """``rope.scaling.type`` -> ``rope_type``, where they differ."""
 
 
-class GGUFFields:
-    """``Fields`` of a GGUF.
+class GGUFFields(Fields):
+    """Fields read from a GGUF's metadata and tensors.
 
     keys: more fields and the keys that say them; own: fields that no single key says. rope_freqs: what each RoPE
     frequency is divided by (llama3 scaling, of which metadata does not tell).
@@ -47,17 +50,21 @@ class GGUFFields:
         said = {field: value for field, value in said.items() if value is not None}
         self._values = {**_defaults(header), **said, **_computed(header), **own}
 
+    @override
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
+    @override
     def __getitem__(self, key: str) -> Any:
         if key in self._keys and key not in self._values:
             return self._header.required(self._keys[key])
         return self._values.get(key)
 
+    @override
     def get(self, key: str, default: Any) -> Any:
         return self._values[key] if key in self else default
 
+    @override
     def rope_parameters(
         self, kinds: Collection[str], needed: Collection[str] = (), layer_type: str | None = None
     ) -> Mapping[str, Any]:
@@ -90,7 +97,7 @@ def _defaults(header: GGUFHeader) -> dict[str, Any]:
 
 
 def _computed(header: GGUFHeader) -> dict[str, Any]:
-    """Fields that tensors say, or several keys together."""
+    """Fields that follow from tensors, or from several keys together."""
     if "token_embd.weight" not in header.tensors:
         raise CorruptFile(f"{header.path}: the file lacks token_embd.weight")
     return {
@@ -105,7 +112,7 @@ def _computed(header: GGUFHeader) -> dict[str, Any]:
 
 
 def n_layers(header: GGUFHeader) -> int:
-    """Blocks that predict further tokens are not counted."""
+    """Blocks of the model, without those that predict further tokens (multi-token prediction)."""
     return int(header.required("block_count")) - int(header.of_architecture("nextn_predict_layers", 0))
 
 

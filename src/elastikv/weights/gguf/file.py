@@ -78,7 +78,7 @@ class GGUFFile:
         return read_gguf_tokenizer(self.path, self.header, ids)
 
     def refuse_unknown_types(self, names: Iterable[str]) -> None:
-        """Raises UnsupportedModel for types of these tensors that nothing here reads."""
+        """Raise UnsupportedModel if one of these tensors is of a type that nothing here reads."""
         kinds = {self.header.tensors[name].kind: name for name in names}
         for kind, name in kinds.items():
             if kind not in _DENSE and not quants.can_unpack(kind):

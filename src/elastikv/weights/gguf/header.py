@@ -62,7 +62,10 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """metadata: scalars, strings, numpy arrays of numbers, lists of bytes (arrays of strings, not decoded)."""
+    """What is in front of the tensors' data.
+
+    metadata: scalars, strings, numpy arrays of numbers, lists of bytes (arrays of strings, not decoded).
+    """
 
     path: Path
     metadata: dict[str, Any]
@@ -70,11 +73,12 @@ class GGUFHeader:
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name in the metadata, else the file's."""
         return str(self.metadata.get("general.name", self.path.stem))
 
     @property
     def architecture(self) -> str:
+        """``general.architecture``; empty if the file does not have it."""
         return str(self.metadata.get("general.architecture", ""))
 
     def required(self, key: str) -> Any:
@@ -100,7 +104,7 @@ class GGUFHeader:
 def read_header(path: Path, data: mmap.mmap) -> GGUFHeader:
     """Parse and check a header.
 
-    Raises CorruptFile where it, or a tensor's data, is cut off; UnsupportedModel for versions and types not known.
+    Raises CorruptFile where it, or a tensor's data, is truncated; UnsupportedModel for versions and types not known.
     """
     cursor = _Cursor(data)
     try:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+from typing_extensions import override
 
 from elastikv.errors import CorruptFile
 from elastikv.kernels import quants
 from elastikv.kernels.weights import PackedTensor
+from elastikv.weights.base import TensorSource
 from elastikv.weights.gguf.file import FALLBACK, GGUFFile
 from elastikv.weights.gguf.header import StoredTensor
 from elastikv.weights.tokenizer import Tokenizer
@@ -89,8 +91,8 @@ def find_places(
     return found
 
 
-class PlacedTensors:
-    """A ``TensorSource`` over a GGUF: tensors named, shaped and valued as in the checkpoint they came from.
+class PlacedTensors(TensorSource):
+    """The tensors of a GGUF, named, shaped and valued as in the checkpoint they came from.
 
     Raises UnsupportedModel for tensor types that nothing here reads.
     """
@@ -101,20 +103,25 @@ class PlacedTensors:
         self._places = {name: place for name, place in places.items() if self._stored(place) is not None}
         file.refuse_unknown_types(found.name for _, found in map(self._find, self._places))
 
+    @override
     def names(self) -> Iterable[str]:
         return self._places.keys()
 
+    @override
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
+    @override
     def nbytes(self, name: str) -> int:
         return self._find(name)[1].nbytes
 
+    @override
     def get(self, name: str) -> torch.Tensor:
         """The tensor, dense, in the file's dtype; f32 where the file packs it."""
         change, tensor = self._find(name)
         return change.undo(self._file.read(tensor)).contiguous()
 
+    @override
     def get_packed(self, name: str) -> PackedTensor | None:
         """The tensor's blocks, or None where it is stored dense.
 
@@ -132,9 +139,11 @@ class PlacedTensors:
             kind, data = _reorder_columns(data, kind, torch.argsort(change.column_order))
         return PackedTensor(kind, packed.shape, data)
 
+    @override
     def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
         return self._file.tokenizer(eos_token_ids)
 
+    @override
     def close(self) -> None:
         """Nothing stays open between reads."""
 

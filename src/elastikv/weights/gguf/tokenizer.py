@@ -1,7 +1,7 @@
 """The tokenizer that a GGUF carries: vocabulary, merges or scores, and the name of how text is split before.
 
-Two kinds serve the architectures here. ``gpt2``: byte-level BPE; texts are cut by the patterns that llama.cpp has under
-the name in the file. ``llama``: SentencePiece BPE; a piece's score says how early it is merged.
+Two kinds serve the architectures here. ``gpt2``: byte-level BPE; texts are split by llama.cpp's patterns of the name
+in the file. ``llama``: SentencePiece BPE; a piece's score says how early it is merged.
 transformers (5.23) builds tokenizers from GGUF files too, but reads the file again and ignores ``add_space_prefix``.
 """
 
@@ -51,7 +51,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "gpt-2": (_GPT2,),
     "default": (r"[\p{P}$+<=>^~|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9]{3}"),
 }
-"""``tokenizer.ggml.pre`` -> patterns that cut a text, one after the other, as llama.cpp does."""
+"""``tokenizer.ggml.pre`` -> patterns that split a text, one after the other, as llama.cpp does."""
 
 NAMES: dict[tuple[str, ...], str] = {(_TEKKEN_OWN,): "tekken"} | {
     patterns: name for name, patterns in reversed(SPLITS.items())
@@ -59,7 +59,7 @@ NAMES: dict[tuple[str, ...], str] = {(_TEKKEN_OWN,): "tekken"} | {
 """A folder's patterns -> the name that a GGUF gives them."""
 
 NORMALISED = ("qwen2", "qwen35", "deepseek-r1-qwen")
-"""Compose characters before a text is cut, as the models' own tokenizers do and llama.cpp does not."""
+"""Compose characters before a text is split, as the models' own tokenizers do and llama.cpp does not."""
 _WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3", "tekken")
 """Take a piece that is a token as it is, even where merges would not lead to it. These also begin with a BOS."""
 
@@ -182,7 +182,7 @@ def _token_types(header: GGUFHeader, tokens: list[str]) -> Sequence[int]:
 
 
 def _add_special_tokens(backend: tokenizers.Tokenizer, header: GGUFHeader, tokens: list[str]) -> None:
-    """Control tokens are never shown; user-defined ones are, but are never cut either."""
+    """Control tokens are never shown; user-defined ones are, but are never split either."""
     typed = list(zip(tokens, _token_types(header, tokens), strict=False))
     control = [token for token, kind in typed if kind in (TokenType.CONTROL, TokenType.UNKNOWN)]
     user_defined = [token for token, kind in typed if kind == TokenType.USER_DEFINED]

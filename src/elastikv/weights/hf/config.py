@@ -14,7 +14,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from elastikv.errors import CorruptFile, UnsupportedModel
+from elastikv.weights.base import Fields
 
 _OUTSIDE_OF_ROPE = {"partial_rotary_factor", "original_max_position_embeddings"}
 """Belong into ``rope_parameters``, but older configs have them beside."""
@@ -41,7 +44,7 @@ class HFConfig:
         return self._text.get(key) is not None
 
     def fields(self, model_type: str) -> HFFields:
-        """Of the text model; ``model_type`` names transformers' config class for it.
+        """The fields of the text model; ``model_type`` names transformers' config class for it.
 
         Raises UnsupportedModel for weights that are quantised in ways of their own.
         """
@@ -53,8 +56,8 @@ class HFConfig:
         return HFFields(self._text, model_type, self.name)
 
 
-class HFFields:
-    """``Fields``: as they are written, else as transformers' config class has them.
+class HFFields(Fields):
+    """Fields of a ``config.json``; those that it lacks have the default of transformers' config class.
 
     The class is asked only where a field is missing or null, for to import it takes longer than to load a small model.
     """
@@ -64,12 +67,15 @@ class HFFields:
         self._written = written
         self._model_type = model_type
 
+    @override
     def __contains__(self, key: str) -> bool:
         return self._written.get(key) is not None
 
+    @override
     def __getitem__(self, key: str) -> Any:
         return self._written[key] if key in self else getattr(self._reference, key, None)
 
+    @override
     def get(self, key: str, default: Any) -> Any:
         return self._written[key] if key in self else default
 
@@ -84,6 +90,7 @@ class HFFields:
         except Exception as error:
             raise refused_by_transformers(self.name, error) from None
 
+    @override
     def rope_parameters(
         self, kinds: Collection[str], needed: Collection[str] = (), layer_type: str | None = None
     ) -> Mapping[str, Any]:

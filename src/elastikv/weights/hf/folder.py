@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from typing_extensions import override
 
 from elastikv.errors import CorruptFile, ModelError
 from elastikv.kernels.weights import PackedTensor
+from elastikv.weights.base import TensorSource
 from elastikv.weights.hf.tokenizer import read_hf_tokenizer
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -34,8 +36,8 @@ _Piece = tuple[int, slice]
 """An index into a tensor: an expert, and rows of its matrix."""
 
 
-class HFFolder:
-    """A ``TensorSource`` over a folder with safetensors.
+class HFFolder(TensorSource):
+    """The tensors of a folder with safetensors.
 
     Raises ModelError where there are no weights, CorruptFile where a file is truncated.
     """
@@ -48,31 +50,40 @@ class HFFolder:
         for file in _weight_files(folder):
             self._index(file)
 
+    @override
     def names(self) -> Iterable[str]:
         return self._files.keys()
 
+    @override
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    @override
     def nbytes(self, name: str) -> int:
         return self._nbytes[name]
 
+    @override
     def get(self, name: str) -> torch.Tensor:
         if name not in self._files:
             raise CorruptFile(f"{self.name}: the weights lack {name}")
         file, stored_name, piece = self._files[name]
         try:
             with safe_open(file, framework="pt") as handle:
-                return handle.get_tensor(stored_name) if piece is None else handle.get_slice(stored_name)[piece]
+                tensor: torch.Tensor
+                tensor = handle.get_tensor(stored_name) if piece is None else handle.get_slice(stored_name)[piece]
+                return tensor
         except SafetensorError as error:
             raise _corrupt(file, error) from None
 
+    @override
     def get_packed(self, name: str) -> PackedTensor | None:
         return None
 
+    @override
     def tokenizer(self, eos_token_ids: Sequence[int]) -> Tokenizer:
         return read_hf_tokenizer(self._folder, eos_token_ids)
 
+    @override
     def close(self) -> None:
         """Nothing stays open between reads."""
 

@@ -49,7 +49,8 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        backend: tokenizers.Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        return backend
     except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder}: transformers cannot read the tokenizer in this folder ({reason})") from None

@@ -1,11 +1,11 @@
 """Decode attention: single queries over their streams' cells, where these lie.
 
-A row (one query token) sees a run of cells. The run is cut into at most 16 parts; a part is the job of one
+A row (one query token) sees a run of cells. The run is split into at most 16 parts; a part is the job of one
 thread and covers all heads, so that a thread reads its cells front to back. Within a part, 64 cells
 at a time: scores of all heads, a softmax with running maximum (Milakov and Gimelshein,
 arXiv:1805.02867), then the weighted sum of V. At the end the parts of each row and head are combined.
 
-How a run is cut depends on its length alone, so results depend neither on the other rows nor on threads.
+How a run is split depends on its length alone, so results depend neither on the other rows nor on threads.
 
 Scratch, in float32, per row: queries ``[n_heads, d]``; per row and part: sums ``[n_heads, dv]``, scores
 ``[n_heads, 64]``, maxima and totals ``[n_heads]``, and what the cells' layouts need. Here each group of query heads is
@@ -24,10 +24,10 @@ from elastikv.kernels.cpu.attention.qk import qk_block
 from elastikv.kernels.cpu.formats.cells import BLOCK_CELLS, SCORE_STRIDE, CellLayout
 from elastikv.kernels.cpu.formats.layout import store_values
 from elastikv.kernels.cpu.formats.plain import F32
-from elastikv.kernels.cpu.jit import inlined, kernel
+from elastikv.kernels.cpu.jit import inlined, kernel, typed
 from elastikv.kernels.cpu.simd.math import exp, fma, max_lanes, maximum, splat, sum_lanes
 from elastikv.kernels.cpu.simd.memory import load_f32, load_float, store_f32, store_float
-from elastikv.kernels.cpu.simd.vector import LANES
+from elastikv.kernels.cpu.simd.vector import LANES, Scalar
 
 MAX_PARTS = 16
 _WIDTH_MULTIPLE = 32
@@ -36,23 +36,23 @@ _LOW = np.float32(-1e30)
 """Below every score, yet finite: exp(_LOW - anything) is 0 and _LOW - _LOW is not NaN."""
 
 
-@register_jitable
+@typed(register_jitable)
 def _padded_group(n_group: int) -> int:
-    """Query heads per K head as the tiles take them."""
+    """Query heads per K head padded to what attention takes at a time."""
     return n_group if n_group <= 2 else (n_group + 3) // 4 * 4
 
 
-@register_jitable
+@typed(register_jitable)
 def _padded_width(width: int) -> int:
     """Whole vectors, and whole blocks of what layouts take at a time."""
     return (width + _WIDTH_MULTIPLE - 1) // _WIDTH_MULTIPLE * _WIDTH_MULTIPLE
 
 
-@register_jitable
+@typed(register_jitable)
 def _part_floats(k_layout: Any, v_layout: Any, n_kv_heads: int, n_heads: int, d: int, dv: int) -> int:
     """float32 values of scratch that one part needs; n_heads: padded."""
-    for_scores = k_layout.qk_scratch_floats(n_kv_heads, d)
-    for_sums = v_layout.pv_scratch_floats(n_kv_heads, n_heads, dv)
+    for_scores: int = k_layout.qk_scratch_floats(n_kv_heads, d)
+    for_sums: int = v_layout.pv_scratch_floats(n_kv_heads, n_heads, dv)
     return n_heads * (_padded_width(dv) + BLOCK_CELLS + 2) + max(for_scores, for_sums)
 
 
@@ -128,7 +128,7 @@ def _attend_part(
 
 
 @inlined
-def _pad_query(k_layout: Any, q: int, head_stride: int, scale: float, n_group: int, out: int, shape: Any) -> None:
+def _pad_query(k_layout: Any, q: int, head_stride: int, scale: Scalar, n_group: int, out: int, shape: Any) -> None:
     """Write one row's query heads, times ``scale``, in padded groups; padding is zero."""
     n_kv_heads, group, d, wide, _, _ = shape
     for head in range(n_kv_heads):

@@ -21,7 +21,7 @@ from elastikv.kernels.cpu.formats.plain import F32
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.simd.math import exp, max_lanes, maximum, splat, sum_lanes
 from elastikv.kernels.cpu.simd.memory import load_float, store_float
-from elastikv.kernels.cpu.simd.vector import LANES
+from elastikv.kernels.cpu.simd.vector import LANES, Scalar
 from elastikv.memory.base import Cells
 from elastikv.memory.formats import CellTensor
 
@@ -50,13 +50,13 @@ def _dequantise_head(
 
 
 @inlined
-def _fill(row: int, begin: int, end: int, value: float) -> None:
+def _fill(row: int, begin: int, end: int, value: Scalar) -> None:
     for start in range(begin, end, LANES):
         store_values(F32, row, start, end, splat(value))
 
 
 @inlined
-def _exp_row(row: int, n: int, top: float) -> float:
+def _exp_row(row: int, n: int, top: Scalar) -> Scalar:
     """exp(score - top) in place; returns their sum."""
     base, total, last = splat(top), splat(_ZERO), n // LANES * LANES
     for start in range(0, last, LANES):
@@ -72,7 +72,7 @@ def _exp_row(row: int, n: int, top: float) -> float:
 
 
 @inlined
-def _max_row(row: int, n: int) -> float:
+def _max_row(row: int, n: int) -> Scalar:
     top, last = splat(_LOW), n // LANES * LANES
     for start in range(0, last, LANES):
         top = maximum(top, load_values(F32, row, 0, start, n))
@@ -126,7 +126,7 @@ class _Views:
     state: torch.Tensor
 
 
-def _cut(scratch: torch.Tensor, d: int, dv: int) -> _Views:
+def _split(scratch: torch.Tensor, d: int, dv: int) -> _Views:
     sizes = (d, dv, _CHUNK_ROWS)
     keys, values, scores, rest = scratch[: scratch_floats(d, dv)].split(
         [*(_CHUNK_CELLS * size for size in sizes), _CHUNK_ROWS * (d + dv + 2)]
@@ -148,7 +148,7 @@ def attend_span(
     n_tokens, n_heads, d = q.shape
     n_kv_heads, dv = cells.v.n_heads, cells.v.dim
     n_group = n_heads // n_kv_heads
-    views = _cut(scratch, d, dv)
+    views = _split(scratch, d, dv)
     step = max(_CHUNK_ROWS // n_group, 1)
     for head in range(n_kv_heads):
         heads = slice(head * n_group, (head + 1) * n_group)

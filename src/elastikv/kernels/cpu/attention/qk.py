@@ -107,7 +107,7 @@ def qk_block(
     keys, scales, q, scores, scratch: addresses, as ``formats/cells`` describes them.
     """
     n_kv_heads, group, d, wide, _, _ = shape
-    head_bytes, head_scales = layout.row_bytes(d), 2 * layout.scale_bytes(d)  # widened: 4 bytes each
+    head_bytes, head_scales = layout.row_bytes(d), 2 * layout.scale_bytes(d)  # as float32: 4 bytes each
     q_stride = wide * 4
     for cell in range(begin, end, 4):
         rows = four_rows(keys, n_kv_heads * head_bytes, cell, end - 1)

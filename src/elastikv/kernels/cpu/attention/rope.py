@@ -12,11 +12,11 @@ from elastikv.kernels.cpu.formats.plain import F32
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.norms import MIN_PARALLEL, inverse_rms
 from elastikv.kernels.cpu.simd.math import fma, splat
-from elastikv.kernels.cpu.simd.vector import LANES, Vector
+from elastikv.kernels.cpu.simd.vector import LANES, Scalar, Vector
 
 
 @inlined
-def _scaled(x: int, start: int, end: int, weight: int, factor: float) -> Vector:
+def _scaled(x: int, start: int, end: int, weight: int, factor: Scalar) -> Vector:
     """Values ``start..end`` of a head, times factor and weight (0: none)."""
     value = load_values(F32, x, 0, start, end)
     if weight == 0:
@@ -84,10 +84,11 @@ def rope_store(
     span_of: np.ndarray,
     positions: np.ndarray,
 ) -> None:
-    """tensors: addresses of q, k, v, cos, sin; strides: bytes between rows and heads of q, k, v; norms: addresses
-    of the weights of q and k, or zeros; shape: (n_heads, n_kv_heads, d, dv, rotary_dim / 2).
+    """See ``Kernels.rope_store``.
 
-    addresses: ``KVCache.addresses``, one line per span; span_of, positions: int64 ``[n]``.
+    tensors: addresses of q, k, v, cos, sin; strides: bytes between rows and heads of q, k, v; norms: addresses of the
+    weights of q and k, or zeros; shape: (n_heads, n_kv_heads, d, dv, rotary_dim / 2); addresses:
+    ``KVCache.addresses``, one line per span; span_of, positions: int64 ``[n]``.
     """
     n = len(positions)
     if n * (shape[0] + 2 * shape[1]) * shape[2] < MIN_PARALLEL:

@@ -7,6 +7,7 @@ its low four bits and value ``i + 16`` in its high ones, both 8 too large.
 from __future__ import annotations
 
 from llvmlite import ir
+from typing_extensions import override
 
 from elastikv.kernels.cpu.formats.weights import BlockLayout
 from elastikv.kernels.cpu.simd.int8_dot import Int8Dot, int8_dot
@@ -25,10 +26,12 @@ class Q8_0Blocks(BlockLayout):  # noqa: N801
     block_values = BLOCK
     block_bytes = 34
 
+    @override
     def load(self, row: int, scales: int, start: int) -> Vector:
         block = row + start // BLOCK * 34
         return load_i8(block + 2 + start % BLOCK) * splat(load_half(block))
 
+    @override
     def dot_block(self, row: int, start: int, x: int, sums: Vector) -> Vector:
         block = row + start // BLOCK * 34
         products = fma(load_i8(block + 18), load_f32(x + 64), load_i8(block + 2) * load_f32(x))
@@ -56,17 +59,20 @@ class Q4_0Blocks(BlockLayout):  # noqa: N801
     int8_rows = 1
     int8_group = (1, 2, 4)
 
+    @override
     def load(self, row: int, scales: int, start: int) -> Vector:
         block = row + start // BLOCK * 18
         if start % BLOCK == 0:
             return load_low_nibbles(block + 2) * splat(load_half(block))
         return load_high_nibbles(block + 2) * splat(load_half(block))
 
+    @override
     def dot_block(self, row: int, start: int, x: int, sums: Vector) -> Vector:
         block = row + start // BLOCK * 18
         low = load_low_nibbles(block + 2) * load_f32(x)
         return fma(splat(load_half(block)), fma(load_high_nibbles(block + 2), load_f32(x + 64), low), sums)
 
+    @override
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
         return _dot_q4_0(blocks, x, start, x_scales, sums)
 

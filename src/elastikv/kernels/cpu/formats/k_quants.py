@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
+from typing_extensions import override
 
 from elastikv.kernels.cpu.formats.layout import compiled
 from elastikv.kernels.cpu.formats.weights import BlockLayout
@@ -90,10 +91,12 @@ class KQuantLayout(BlockLayout):
         """Sixteen values of a block, from ``32 part + 16 half`` on."""
         raise NotImplementedError
 
+    @override
     def load(self, row: int, scales: int, start: int) -> Vector:
         block, part = row + start // _BLOCK * self.block_bytes, start % _BLOCK // _PART
         return self.half_part(block, part, start % _PART // LANES)
 
+    @override
     def dot_block(self, row: int, start: int, x: int, sums: Vector) -> Vector:
         block, part = row + start // _BLOCK * self.block_bytes, start % _BLOCK // _PART
         sums = fma(self.half_part(block, part, 0), load_f32(x), sums)
@@ -189,9 +192,11 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
     block_bytes = 144
     int8_group = (4, 1, 8)
 
+    @override
     def half_part(self, block: int, part: int, half: int) -> Vector:
         return _with_minimum(block, part, half, 0)
 
+    @override
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
         return _dot_q4_k(blocks, x, start, x_scales, sums)
 
@@ -203,9 +208,11 @@ class Q5_KLayout(KQuantLayout):  # noqa: N801
     block_bytes = 176
     int8_group = (4, 1, 8)
 
+    @override
     def half_part(self, block: int, part: int, half: int) -> Vector:
         return _with_minimum(block, part, half, 1)
 
+    @override
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
         return _dot_q5_k(blocks, x, start, x_scales, sums)
 
@@ -217,6 +224,7 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
     block_bytes = 210
     int8_group = (4, 8, 8)
 
+    @override
     def half_part(self, block: int, part: int, half: int) -> Vector:
         factor = load_half(block + 208) * np.float32(load_signed_byte(block + 192 + part * 2 + half))
         nibbles = block + part // 4 * 64 + part % 2 * 32 + half * 16
@@ -224,6 +232,7 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
         integers = _load_bits(nibbles, part // 2 % 2 * 4, upper, part % 4 * 2, 2)
         return fma(integers, splat(factor), splat(np.float32(-32) * factor))
 
+    @override
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
         return _dot_q6_k(blocks, x, start, x_scales, sums)
 

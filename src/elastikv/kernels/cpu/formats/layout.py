@@ -19,7 +19,7 @@ from numba import types
 from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, overload_attribute, overload_method, register_model, unbox
 
-from elastikv.kernels.cpu.jit import inlined
+from elastikv.kernels.cpu.jit import inlined, typed
 from elastikv.kernels.cpu.simd.bf16 import round_to_bf16
 from elastikv.kernels.cpu.simd.vector import LANES, Vector
 
@@ -30,11 +30,11 @@ def tag_type(cls: type[types.Type]) -> type[types.Type]:
     """Decorates numba's type of a tag: a value that carries nothing but its type."""
     register_model(cls)(models.OpaqueModel)
 
-    @lower_constant(cls)
+    @typed(lower_constant(cls))
     def lower(context: Any, builder: Any, typ: types.Type, value: Any) -> Any:
         return context.get_dummy_value()
 
-    @unbox(cls)
+    @typed(unbox(cls))
     def unbox_tag(typ: types.Type, obj: Any, c: Any) -> NativeValue:
         return NativeValue(c.context.get_dummy_value())
 
@@ -59,7 +59,7 @@ class LayoutType(types.Type):
 
 
 def layout_of(label: str) -> Layout:
-    """The layout of this label."""
+    """Find a layout by its label; KeyError if there is none."""
     return _BY_LABEL[label]
 
 
@@ -86,7 +86,7 @@ def _compiled(method: _Method, inline: str) -> _Method:
 def compiled_constant(name: str) -> None:
     """Let kernels read this attribute of layouts, as a constant."""
 
-    @overload_attribute(LayoutType, name, inline="always")
+    @typed(overload_attribute(LayoutType, name, inline="always"))
     def choose(tag: Any) -> Any:
         value = getattr(tag.layout, name)
 
@@ -120,7 +120,7 @@ class Layout(ABC):
     @compiled
     @abstractmethod
     def load(self, row: int, scales: int, start: int) -> Vector:
-        """Values ``start .. start + 15`` of a row, widened to float32; ``start`` is a multiple of 16."""
+        """Values ``start .. start + 15`` of a row, as float32; ``start`` is a multiple of 16."""
 
     @compiled
     @abstractmethod

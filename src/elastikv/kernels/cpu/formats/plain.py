@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from typing_extensions import override
+
 from elastikv.kernels.cpu.formats.cells import CELLS_PREFETCH, SCORE_STRIDE, CellLayout
 from elastikv.kernels.cpu.formats.layout import compiled, compiled_constant, load_values, store_values
 from elastikv.kernels.cpu.jit import inlined
@@ -121,51 +123,63 @@ class PlainLayout(CellLayout):
 
     value_bytes: int
 
+    @override
     def row_bytes(self, width: int) -> int:
         return width * self.value_bytes
 
     @compiled
     def store(self, row: int, start: int, values: Vector) -> None:
-        """Narrow float32 values and write them at ``start .. start + 15`` of a row."""
+        """Convert float32 values and write them at ``start .. start + 15`` of a row."""
         raise NotImplementedError
 
     @compiled
     def store_part(self, row: int, start: int, values: Vector, count: int) -> None:
-        """Narrow the first ``count < 16`` lanes and write them from ``start`` on."""
+        """Convert the first ``count < 16`` lanes and write them from ``start`` on."""
         raise NotImplementedError
 
+    @override
     def scale_bytes(self, width: int) -> int:
         return 0
 
+    @override
     def store_head(self, x: int, d: int, row: int, scales: int) -> None:
         for start in range(0, d, LANES):
             store_values(self, row, start, d, load_values(F32, x, 0, start, d))
 
+    @override
     def qk_scratch_floats(self, n_kv_heads: int, d: int) -> int:
         return 0
 
+    @override
     def put_query(self, source: int, d: int, wide: int, scale: float, out: int) -> None:
         for start in range(0, d, LANES):
             store_f32(out + start * 4, load_values(F32, source, 0, start, d) * splat(scale))
 
+    @override
     def key_step(self) -> int:
         return LANES
 
+    @override
     def load_key(self, row: int, scales: int, start: int, width: int) -> Any:
         return load_values(self, row, scales, start, width)
 
+    @override
     def load_query(self, q: int, start: int) -> Any:
         return load_f32(q + start * 4)
 
+    @override
     def add_product(self, key: Any, query: Any, sums: Vector) -> Vector:
         return fma(key, query, sums)
 
+    @override
     def finish_scores(self, q: int, wide: int, scores: int, n: int) -> None:
         pass
 
+    @override
     def pv_scratch_floats(self, n_kv_heads: int, n_heads: int, dv: int) -> int:
         return 0
 
+    @override
     def add_weighted(
         self, values: int, scales: int, begin: int, end: int, weights: int, sums: int, scratch: int, shape: Any
     ) -> None:
@@ -178,15 +192,19 @@ class F32Layout(PlainLayout):
     label = "f32"
     value_bytes = 4
 
+    @override
     def load(self, row: int, scales: int, start: int) -> Vector:
         return load_f32(row + start * 4)
 
+    @override
     def load_part(self, row: int, scales: int, start: int, count: int) -> Vector:
         return load_f32_part(row + start * 4, count)
 
+    @override
     def store(self, row: int, start: int, values: Vector) -> None:
         store_f32(row + start * 4, values)
 
+    @override
     def store_part(self, row: int, start: int, values: Vector, count: int) -> None:
         store_f32_part(row + start * 4, values, count)
 
@@ -197,15 +215,19 @@ class F16Layout(PlainLayout):
     label = "f16"
     value_bytes = 2
 
+    @override
     def load(self, row: int, scales: int, start: int) -> Vector:
         return load_f16(row + start * 2)
 
+    @override
     def load_part(self, row: int, scales: int, start: int, count: int) -> Vector:
         return load_f16_part(row + start * 2, count)
 
+    @override
     def store(self, row: int, start: int, values: Vector) -> None:
         store_f16(row + start * 2, values)
 
+    @override
     def store_part(self, row: int, start: int, values: Vector, count: int) -> None:
         store_f16_part(row + start * 2, values, count)
 
@@ -216,18 +238,23 @@ class BF16Layout(PlainLayout):
     label = "bf16"
     value_bytes = 2
 
+    @override
     def load(self, row: int, scales: int, start: int) -> Vector:
         return load_bf16(row + start * 2)
 
+    @override
     def load_part(self, row: int, scales: int, start: int, count: int) -> Vector:
         return load_bf16_part(row + start * 2, count)
 
+    @override
     def load_bf16(self, row: int, start: int) -> Any:
         return load_bf16_pairs(row + start * 2)
 
+    @override
     def store(self, row: int, start: int, values: Vector) -> None:
         store_bf16(row + start * 2, values)
 
+    @override
     def store_part(self, row: int, start: int, values: Vector, count: int) -> None:
         store_bf16_part(row + start * 2, values, count)
 

@@ -1,8 +1,8 @@
 """q8_0 cells: int8 values, and apart from them a float16 scale for every 32. Scores and sums are products of integers.
 
-QK: queries are rounded to 16 bits, which errs by at most 2^-16 of the head's largest value.
+QK: queries are quantised to 16 bits, which errs by at most 2^-16 of the head's largest value.
 
-PV: a cell's weight times its block's scale is rounded to 16 bits, relative to the largest of 64 cells. Then one
+PV: a cell's weight times its block's scale is quantised to 16 bits, relative to the largest of 64 cells. Then one
 instruction multiplies and adds two cells' values, and eight cells' sums become float32 at a time. Its scratch, for each
 block of 32 values: per K head 64 scales in float16; per query head 64 weights in int16, and what one of these is worth
 in float32.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from elastikv.kernels.cpu.formats.cells import BLOCK_CELLS, CELLS_PREFETCH, SCORE_STRIDE, CellLayout
 from elastikv.kernels.cpu.formats.layout import load_values
@@ -45,7 +46,7 @@ from elastikv.kernels.cpu.simd.memory import (
     store_i16,
 )
 from elastikv.kernels.cpu.simd.rows import four_rows, offset_rows, prefetch_bytes
-from elastikv.kernels.cpu.simd.vector import LANES, Int16Vector, Int32Vector, Vector
+from elastikv.kernels.cpu.simd.vector import LANES, Int16Vector, Int32Vector, Scalar, Vector
 
 BLOCK = 32
 """Values that share a scale."""
@@ -57,7 +58,7 @@ _ZERO = np.float32(0)
 
 
 @inlined
-def _largest(x: int, count: int) -> float:
+def _largest(x: int, count: int) -> Scalar:
     """The largest magnitude of ``count`` float32."""
     tops = splat(_ZERO)
     for start in range(0, count, LANES):
@@ -92,7 +93,7 @@ def _transpose_scales(scales: int, n: int, begin: int, end: int, out: int) -> No
 
 
 @inlined
-def _round_weights(weights: int, scales: int, out: int, unit: int) -> None:
+def _quantise_weights(weights: int, scales: int, out: int, unit: int) -> None:
     """64 weights times their scales as int16, and what one of these is worth."""
     a, b = load_f32(weights) * load_f16(scales), load_f32(weights + 64) * load_f16(scales + 32)
     c, d = load_f32(weights + 128) * load_f16(scales + 64), load_f32(weights + 192) * load_f16(scales + 96)
@@ -134,13 +135,13 @@ def _add_weighted(
     """See ``CellLayout.add_weighted``."""
     n_kv_heads, group, _, _, dv, wide_v = shape
     blocks = (dv + BLOCK - 1) // BLOCK
-    rounded = scratch + n_kv_heads * blocks * _ROW
-    units = rounded + n_kv_heads * group * blocks * _ROW
+    quantised = scratch + n_kv_heads * blocks * _ROW
+    units = quantised + n_kv_heads * group * blocks * _ROW
     _transpose_scales(scales, n_kv_heads * blocks, begin, end, scratch)
     for query in range(n_kv_heads * group):
         for block in range(blocks):
             row_scales, index = scratch + (query // group * blocks + block) * _ROW, query * blocks + block
-            _round_weights(weights + query * SCORE_STRIDE, row_scales, rounded + index * _ROW, units + index * 4)
+            _quantise_weights(weights + query * SCORE_STRIDE, row_scales, quantised + index * _ROW, units + index * 4)
     cell_bytes = n_kv_heads * dv
     for cell in range(begin, end, 8):
         first = four_rows(values, cell_bytes, cell, end - 1)
@@ -153,7 +154,7 @@ def _add_weighted(
                 b = _load_paired(offset_rows(second, head * dv), start, dv)
                 for query in range(head * group, (head + 1) * group):
                     index = query * blocks + block
-                    w = rounded + index * _ROW + (cell - begin) * 2
+                    w = quantised + index * _ROW + (cell - begin) * 2
                     low, high = _add_block(a, w, zero_sums(), zero_sums())
                     low, high = _add_block(b, w + 8, low, high)
                     unit, target = load_float(units + index * 4), sums + (query * wide_v + start) * 4
@@ -169,26 +170,33 @@ class Q8_0Layout(CellLayout):  # noqa: N801
 
     label = "q8_0"
 
+    @override
     def row_bytes(self, width: int) -> int:
         return width * 1
 
+    @override
     def scale_bytes(self, width: int) -> int:
         return (width + BLOCK - 1) // BLOCK * 2
 
+    @override
     def load(self, row: int, scales: int, start: int) -> Vector:
         return load_i8(row + start) * splat(load_half(scales + start // BLOCK * 2))
 
+    @override
     def load_part(self, row: int, scales: int, start: int, count: int) -> Vector:
         return load_i8_part(row + start, count) * splat(load_half(scales + start // BLOCK * 2))
 
+    @override
     def store_head(self, x: int, d: int, row: int, scales: int) -> None:
         for start in range(0, d, BLOCK):
             _quantise_block(x + start * 4, min(d - start, BLOCK), row + start, scales + start // BLOCK * 2)
 
+    @override
     def qk_scratch_floats(self, n_kv_heads: int, d: int) -> int:
         """Four cells' scales, in whole vectors."""
         return 4 * n_kv_heads * ((d + BLOCK - 1) // BLOCK) + LANES
 
+    @override
     def put_query(self, source: int, d: int, wide: int, scale: float, out: int) -> None:
         """int16 values, and behind them what they are to be multiplied by."""
         top = _largest(source, d)
@@ -197,28 +205,35 @@ class Q8_0Layout(CellLayout):  # noqa: N801
             store_i16(out + start * 2, round_even(load_values(F32, source, 0, start, d) * inverse))
         store_float(out + wide * 2, top / _LARGEST * scale)
 
+    @override
     def key_step(self) -> int:
         return BLOCK
 
+    @override
     def load_key(self, row: int, scales: int, start: int, width: int) -> Any:
         scale = splat(load_float(scales + start // BLOCK * 4))
         return load_i8_block(row, start, width), scale
 
+    @override
     def load_query(self, q: int, start: int) -> Any:
         return load_i16(q + start * 2)
 
+    @override
     def add_product(self, key: Any, query: Any, sums: Vector) -> Vector:
         values, scale = key
         return fma(to_float(add_dots(values, query, zero_sums())), scale, sums)
 
+    @override
     def finish_scores(self, q: int, wide: int, scores: int, n: int) -> None:
         factor = splat(load_float(q + wide * 2))
         for start in range(0, n, LANES):
             store_f32(scores + start * 4, load_f32(scores + start * 4) * factor)
 
+    @override
     def pv_scratch_floats(self, n_kv_heads: int, n_heads: int, dv: int) -> int:
         return (dv + BLOCK - 1) // BLOCK * (n_kv_heads * BLOCK_CELLS // 2 + n_heads * (BLOCK_CELLS // 2 + 1))
 
+    @override
     def add_weighted(
         self, values: int, scales: int, begin: int, end: int, weights: int, sums: int, scratch: int, shape: Any
     ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from typing_extensions import override
+
 from elastikv.kernels.cpu.formats.layout import Layout, compiled, compiled_constant
 from elastikv.kernels.cpu.simd.vector import Vector
 
@@ -25,9 +27,11 @@ class BlockLayout(Layout):
     """What ``dot_int8`` takes at a time, in pairs of 32 values; how much larger than themselves it takes weights to be,
     divided by 4; how many neighbouring lanes the products of 32 values fall into."""
 
+    @override
     def row_bytes(self, width: int) -> int:
         return width * self.block_bytes // self.block_values
 
+    @override
     def load_part(self, row: int, scales: int, start: int, count: int) -> Vector:
         return self.load(row, scales, start)  # rows are whole blocks: there are no parts
 

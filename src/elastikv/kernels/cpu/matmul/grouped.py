@@ -17,7 +17,7 @@ from numba import prange
 from numba.extending import overload
 
 from elastikv.kernels.cpu.formats.layout import layout_of
-from elastikv.kernels.cpu.jit import inlined, kernel
+from elastikv.kernels.cpu.jit import inlined, kernel, typed
 from elastikv.kernels.cpu.matmul import skinny_bf16, skinny_f32, skinny_int8
 
 Shape = tuple[int, int, int, int, int]
@@ -99,7 +99,7 @@ def _multiply_int8(layout: Any, groups: np.ndarray, shape: Shape, n_threads: int
 
 
 _KERNELS = {"f32": _multiply_f32, "bf16": _multiply_bf16, "int8": _multiply_int8}
-"""By what x is rounded to, see ``skinny.XType``."""
+"""Kernels by the type that x is converted to, see ``skinny.XType``."""
 
 
 def multiply(product: Any, groups: np.ndarray, n_single: int, shape: Shape, n_threads: int) -> None:
@@ -107,7 +107,7 @@ def multiply(product: Any, groups: np.ndarray, n_single: int, shape: Shape, n_th
     raise NotImplementedError
 
 
-@overload(multiply)
+@typed(overload(multiply))
 def _choose(product: Any, groups: Any, n_single: Any, shape: Any, n_threads: Any) -> Any:
     layout = layout_of(product.weight)
     multiply_one, multiply_several = _KERNELS[product.one], _KERNELS[product.several]

@@ -47,9 +47,9 @@ class LinearKernel:
     ============ ======================== ========================= ==============================
     f32, f16     float32                  float32                   float32, f16 in float32 tiles
     bf16         float32                  bf16 (error 0.2 %)        bf16 (0.3 %)
-    q8_0         float32                  bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
-    q4_0         8-bit x (0.5 %)          bf16 (0.2 %)              bf16, unpacked in tiles (0.3 %)
-    k-quants     8-bit x (0.5 %)          8-bit x (0.5 %)           bf16, unpacked in tiles (0.3 %)
+    q8_0         float32                  bf16 (0.2 %)              bf16, in tiles (0.3 %)
+    q4_0         8-bit x (0.5 %)          bf16 (0.2 %)              bf16, in tiles (0.3 %)
+    k-quants     8-bit x (0.5 %)          8-bit x (0.5 %)           bf16, in tiles (0.3 %)
     ============ ======================== ========================= ==============================
 
     Errors are the relative rms error of the output, beside what the weights lost when they were packed (q8_0 0.5 %,
@@ -62,6 +62,7 @@ class LinearKernel:
         self._tile = torch.empty(0, dtype=torch.uint8)
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
+        """``x @ weight.T + bias``, see ``Kernels.linear``."""
         n, n_in = x.shape  # len() of a tensor costs as much as a small kernel
         product = self.product(weight)
         if n <= product.max_rows:
@@ -125,7 +126,7 @@ def _padded_bf16(x: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_of(weight: Weight, bias: torch.Tensor | None) -> Matrix:
-    """A weight as the kernels take it."""
+    """Addresses and sizes of a weight ``[n_out, n_in]`` and its bias, for kernels."""
     data, (n_out, n_in) = _data(weight), weight.shape
     return data.data_ptr(), data.stride(0) * data.element_size(), n_out, n_in, 0 if bias is None else bias.data_ptr()
 

@@ -1,7 +1,7 @@
 """``x @ weight.T`` for a few rows of x (skinny GEMM): one entry to the kernels that read each weight once.
 
-Which of them multiplies depends on the weight's layout, on what x is rounded to, and on whether there is one row or
-more. The first two make a ``Product``, a tag that kernels are compiled for (as layouts are).
+Which of them multiplies depends on the weight's layout, on the type that x is converted to, and on whether there is one
+row or more. The first two make a ``Product``, a tag that kernels are compiled for (as layouts are).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numba import types
 from numba.extending import overload
 
 from elastikv.kernels.cpu.formats.layout import Layout, layout_of, tag_type
-from elastikv.kernels.cpu.jit import fused
+from elastikv.kernels.cpu.jit import fused, typed
 from elastikv.kernels.cpu.matmul import skinny_bf16, skinny_f32, skinny_int8
 from elastikv.kernels.cpu.matmul.arguments import Activations, Matrix
 
 XType = Literal["f32", "bf16", "int8"]
-"""What x is rounded to before it is multiplied."""
+"""The type that x is converted to before it is multiplied."""
 
 _KERNELS: dict[XType, Any] = {"f32": skinny_f32.multiply, "bf16": skinny_bf16.multiply, "int8": skinny_int8.multiply}
 
@@ -35,7 +35,7 @@ class ProductType(types.Type):
 
 
 class Product:
-    """A weight's layout, and what x is rounded to: where there is one row of it, and where there are several."""
+    """A weight's layout, and the types that x is converted to: one row of it, and several."""
 
     def __init__(self, weight: Layout, one: XType, several: XType) -> None:
         self.max_rows = 8 if several == "f32" else 16
@@ -54,7 +54,7 @@ def multiply(product: Any, matrix: Matrix, activations: Activations) -> None:
     raise NotImplementedError
 
 
-@overload(multiply)
+@typed(overload(multiply))
 def _choose(product: Any, matrix: Any, activations: Any) -> Any:
     layout = layout_of(product.weight)
     multiply_one, multiply_several = _KERNELS[product.one], _KERNELS[product.several]

@@ -1,6 +1,6 @@
 """Skinny GEMM in float32: ``x @ weight.T`` for a few rows of x, where reading the weights is what takes the time.
 
-Every weight row is read once, front to back, by one thread, widened to float32 in registers and
+Every weight row is read once, front to back, by one thread, dequantised to float32 in registers and
 multiplied with up to four rows of x at a time.
 """
 
@@ -15,12 +15,12 @@ from numba.extending import overload
 from elastikv.kernels.cpu.formats.layout import load_values
 from elastikv.kernels.cpu.formats.plain import F32
 from elastikv.kernels.cpu.formats.weights import BlockLayout
-from elastikv.kernels.cpu.jit import inlined, kernel
+from elastikv.kernels.cpu.jit import inlined, kernel, typed
 from elastikv.kernels.cpu.matmul.arguments import ROWS_PER_JOB, WEIGHTS_PREFETCH, Activations, Matrix
 from elastikv.kernels.cpu.simd.math import fma, splat, store_sums, sum_lanes
 from elastikv.kernels.cpu.simd.memory import load_f32, load_float, prefetch_l2, prefetch_once, store_float
 from elastikv.kernels.cpu.simd.rows import four_rows
-from elastikv.kernels.cpu.simd.vector import LANES
+from elastikv.kernels.cpu.simd.vector import LANES, Scalar
 
 _ZERO = np.float32(0)
 _STRIP = 128
@@ -28,7 +28,7 @@ _STRIP = 128
 
 
 @inlined
-def _dot_plain(layout: Any, row: int, n_in: int, x: int, strip: int) -> float:
+def _dot_plain(layout: Any, row: int, n_in: int, x: int, strip: int) -> Scalar:
     """One weight row times one row of x; four sums at once, for the latency.
 
     A pass takes ``strip`` values, 256 bytes: passes of 512 bytes cost 25 %, of 128 bytes 10 %. The processor foresees
@@ -52,7 +52,7 @@ def _dot_plain(layout: Any, row: int, n_in: int, x: int, strip: int) -> float:
 
 
 @inlined
-def _dot_packed(layout: Any, row: int, n_in: int, x: int) -> float:
+def _dot_packed(layout: Any, row: int, n_in: int, x: int) -> Scalar:
     """One row of packed weights times one row of x; prefetching makes it 10 to 20 % faster."""
     a = b = c = d = splat(_ZERO)
     whole = n_in // _STRIP * _STRIP
@@ -70,12 +70,12 @@ def _dot_packed(layout: Any, row: int, n_in: int, x: int) -> float:
     return sum_lanes((a + b) + (c + d))
 
 
-def _dot_1(layout: Any, row: int, n_in: int, x: int) -> float:
+def _dot_1(layout: Any, row: int, n_in: int, x: int) -> Scalar:
     """One weight row times one row of x."""
     raise NotImplementedError
 
 
-@overload(_dot_1)
+@typed(overload(_dot_1))
 def _choose_dot_1(layout: Any, row: Any, n_in: Any, x: Any) -> Any:
     if isinstance(layout.layout, BlockLayout):
 

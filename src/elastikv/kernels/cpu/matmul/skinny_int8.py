@@ -1,6 +1,6 @@
 """Skinny GEMM with packed weights and x quantised to 8 bits, in blocks of 32 values.
 
-Reading 4-bit weights is faster than widening them to float32; products of integers keep up with the
+Reading 4-bit weights is faster than dequantising them to float32; products of integers keep up with the
 reading. Quantising x adds about 0.5 % relative rms error, beside the 8 % that q4_0 weights have.
 
 x goes in pairs of blocks (64 values), as ``BlockLayout.dot_int8`` takes them. Weights are stored without sign, ``w +
@@ -19,6 +19,7 @@ from elastikv.kernels.cpu.matmul.arguments import ROWS_PER_JOB, WEIGHTS_PREFETCH
 from elastikv.kernels.cpu.simd.math import absolute, max_lanes, maximum, round_even, splat, store_sums, sum_lanes
 from elastikv.kernels.cpu.simd.memory import load_f32, load_float, prefetch_once, store_float, store_i8
 from elastikv.kernels.cpu.simd.rows import four_rows
+from elastikv.kernels.cpu.simd.vector import Scalar
 
 _ZERO = np.float32(0)
 _PAIR = 64
@@ -49,7 +50,7 @@ def _quantise_pair(x: int, bias_quarter: int, run: int, out: int, start: np.ndar
 
 
 @inlined
-def _dot_1(layout: Any, row: int, n_groups: int, quantised: Any) -> float:
+def _dot_1(layout: Any, row: int, n_groups: int, quantised: Any) -> Scalar:
     """One weight row times one quantised row of x; two sums at once, for the latency."""
     n_pairs, _, _ = layout.int8_group
     group_bytes = layout.row_bytes(n_pairs * _PAIR)
@@ -146,7 +147,10 @@ def quantise_row(layout: Any, x: int, rows: Any, row: int) -> None:
 
 @inlined
 def addresses_of(rows: Any, row: int) -> tuple[int, int, int]:
-    """Of a row of ``empty_rows``. Take them inside a loop: an array is freed once nothing but its address is used."""
+    """Addresses of a row of ``empty_rows``, to be taken inside the loop that uses them.
+
+    An array is freed once nothing but its address is used.
+    """
     x_bytes, start, scales = rows
     return _offset((x_bytes.ctypes.data, start.ctypes.data, scales.ctypes.data), row * x_bytes.shape[1])
 

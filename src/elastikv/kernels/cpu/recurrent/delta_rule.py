@@ -17,13 +17,13 @@ from elastikv.kernels.cpu.formats.plain import F32
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.simd.math import fma, splat, sum_lanes
 from elastikv.kernels.cpu.simd.memory import load_float, store_float
-from elastikv.kernels.cpu.simd.vector import LANES, Vector
+from elastikv.kernels.cpu.simd.vector import LANES, Scalar, Vector
 
 _ZERO = np.float32(0)
 _NORM_EPS = 1e-6
 _MIN_PARALLEL_GATES = 1 << 10
 _LINEAR_FROM = 20
-"""Where softplus is its argument."""
+"""From here on softplus(x) is x."""
 
 
 @inlined
@@ -49,7 +49,7 @@ def delta_gates(a: int, b: int, stride: int, rate: int, bias: int, n: int, n_hea
 
 
 @inlined
-def _squared_norm(x: int, d: int) -> float:
+def _squared_norm(x: int, d: int) -> Scalar:
     squares = splat(_ZERO)
     for start in range(0, d, LANES):
         value = load_values(F32, x, 0, start, d)
@@ -143,7 +143,7 @@ def _delta_columns(
 @kernel
 def gated_delta_rule(
     spans: np.ndarray,
-    tensors: tuple[int, int, int, int, int, int],
+    tensors: tuple[int, ...],
     strides: tuple[int, int, int, int, int, int, int, int],
     heads: tuple[int, int, int, int],
 ) -> None:

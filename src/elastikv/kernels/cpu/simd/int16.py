@@ -49,13 +49,13 @@ def load_i16(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 @operation(int16_type, types.intp)
 def load_i8_as_i16(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    """``load_i8_as_i16(address)``: 32 int8, widened."""
+    """``load_i8_as_i16(address)``: 32 int8 as int16."""
     return builder.sext(builder.load(pointer(builder, address), align=1, typ=_I8x32), I16x32)
 
 
 @operation(int16_type, types.intp, types.intp)
 def load_i8_as_i16_part(builder: ir.IRBuilder, address: ir.Value, count: ir.Value) -> ir.Value:
-    """``load_i8_as_i16_part(address, count)``: the first ``count`` of 32 int8, widened, zeros behind."""
+    """``load_i8_as_i16_part(address, count)``: the first ``count`` of 32 int8 as int16, zeros behind."""
     mask = first_lanes(builder, count, INT16_LANES)
     arguments = [pointer(builder, address), I32(1), mask, ir.Constant(_I8x32, None)]
     return builder.sext(call_intrinsic(builder, "llvm.masked.load.v32i8.p0", _I8x32, arguments), I16x32)
@@ -63,7 +63,7 @@ def load_i8_as_i16_part(builder: ir.IRBuilder, address: ir.Value, count: ir.Valu
 
 @inlined
 def load_i8_block(row: int, start: int, width: int) -> Int16Vector:
-    """32 int8 of a row from ``start`` on, widened; zeros from ``width`` on."""
+    """32 int8 of a row from ``start`` on, as int16; zeros from ``width`` on."""
     if start + INT16_LANES <= width:
         return load_i8_as_i16(row + start)
     return load_i8_as_i16_part(row + start, width - start)

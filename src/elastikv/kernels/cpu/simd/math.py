@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from elastikv.kernels.cpu.jit import inlined
+from elastikv.kernels.cpu.jit import inlined, typed
 from elastikv.kernels.cpu.simd.vector import (
     I32,
     LANES,
@@ -58,7 +58,7 @@ def _overload_operator(function: Callable[..., Any], method: str) -> None:
     def implementation(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
         return getattr(builder, method)(a, b)
 
-    @overload(function)
+    @typed(overload(function))
     def choose(a: Any, b: Any) -> Any:
         if a is not vector_type or b is not vector_type:
             return None

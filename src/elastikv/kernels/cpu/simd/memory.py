@@ -1,4 +1,4 @@
-"""Between memory and registers: loads that widen, stores that narrow, prefetching. Addresses need no alignment.
+"""Between memory and registers: loads to float32, stores from it, prefetching. Addresses need no alignment.
 
 ``load_*_part`` and ``store_*_part`` touch nothing behind the first ``count`` lanes; loads leave zeros there.
 """

@@ -23,6 +23,9 @@ LANES = 16
 Vector = Any
 """In annotations of kernels: sixteen float32 values."""
 
+Scalar = Any
+"""In annotations of kernels: one float32 value."""
+
 Int16Vector = Any
 """In annotations of kernels: thirty-two int16 values."""
 
@@ -47,7 +50,7 @@ class VectorType(types.Type):
 _LLVM_TYPES = {"f32x16": F32x16, "i32x16": I32x16, "i16x32": I16x32, "bf16x32": I16x32}
 
 vector_type, int32_type, int16_type, bf16_type = (VectorType(name) for name in _LLVM_TYPES)
-"""Of sixteen float32 and int32; of thirty-two int16 and bfloat16."""
+"""numba's types of sixteen float32 and int32, of thirty-two int16 and bfloat16."""
 
 
 @register_model(VectorType)
