@@ -169,7 +169,7 @@ class Memory(Protocol):
 
     def n_tokens(self, seq_id: int) -> int:
         """Tokens of the sequence that need not be computed again: those before its end; 0 if it is empty."""
-        ...
+        return self.seq_pos_max(seq_id) + 1
 
     @property
     def cuts_anywhere(self) -> bool:
@@ -218,4 +218,4 @@ class Memory(Protocol):
 
     def close(self) -> None:
         """Give everything back; of no use after that."""
-        ...
+        self.clear()
