@@ -21,7 +21,8 @@ from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.engine.workspace import Workspace
-from elastikv.memory import Budget, HybridMemory, KVLayer, MemoryCost, MemoryOptions, RecurrentLayer, make_memory
+from elastikv.memory import Budget, KVLayer, MemoryCost, MemoryOptions, RecurrentLayer, make_memory
+from elastikv.memory.hybrid import halves
 from elastikv.models.base import ModelInfo
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -75,8 +76,7 @@ class HistoryModel:
         return torch.from_numpy(logits[ubatch.output_rows])
 
     def _follow(self, span, token_ids: np.ndarray, memory) -> list[int]:
-        cache = memory.attention if isinstance(memory, HybridMemory) else memory
-        cells = cache.cells(0, span.seq_id)
+        cells = halves(memory).attention.cells(0, span.seq_id)
         rows = slice(span.pos - cells.first, span.end - cells.first)
         k = cells.k.planes[0]
         k[rows, 0, 0] = torch.from_numpy(token_ids).float()

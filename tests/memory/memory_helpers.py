@@ -9,6 +9,7 @@ import torch
 from elastikv.batch import Batch, SeqTokens, UBatch
 from elastikv.memory import Cells, HybridMemory, KVCache, KVLayer, RecurrentLayer, RecurrentMemory
 from elastikv.memory.formats import CellTensor
+from elastikv.memory.hybrid import halves
 
 KV_LAYERS = [KVLayer(2, 8, 4), KVLayer(1, 32, 40)]
 RECURRENT_LAYERS = [RecurrentLayer(((3, 2), (2, 4, 4))), RecurrentLayer(((5,),))]
@@ -22,13 +23,11 @@ def rotate_by_adding(layer: int, k: torch.Tensor, delta: int) -> torch.Tensor:
 
 
 def attention_of(memory: AnyMemory) -> KVCache | None:
-    return memory.attention if isinstance(memory, HybridMemory) else memory if isinstance(memory, KVCache) else None
+    return halves(memory).attention
 
 
 def recurrent_of(memory: AnyMemory) -> RecurrentMemory | None:
-    if isinstance(memory, HybridMemory):
-        return memory.recurrent
-    return memory if isinstance(memory, RecurrentMemory) else None
+    return halves(memory).recurrent
 
 
 def forward(memory: AnyMemory, ubatch: UBatch) -> None:

@@ -194,7 +194,7 @@ class Memory(Protocol):
 
     def n_tokens(self, seq_id: int) -> int:
         """Tokens of the sequence that need not be computed again: those before its end; 0 if it is empty."""
-        ...
+        return self.seq_pos_max(seq_id) + 1
 
     @property
     def cuts_anywhere(self) -> bool:
@@ -250,4 +250,4 @@ class Memory(Protocol):
 
     def close(self) -> None:
         """Give all memory back. The object is not usable after that."""
-        ...
+        self.clear()

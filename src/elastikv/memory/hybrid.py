@@ -8,16 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
+
+from typing_extensions import override
 
 from elastikv.batch import Batch, UBatch
-from elastikv.memory.base import KVLayer, MemoryStats, RecurrentLayer, SequenceStats
+from elastikv.memory.base import KVLayer, Memory, MemoryStats, RecurrentLayer, SequenceStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.options import MemoryOptions
 from elastikv.memory.recurrent import RecurrentMemory
 
 
-class HybridMemory:
+class Halves(NamedTuple):
+    """Where the attention layers of a model remember, and where its recurrent ones; None where it has none of them."""
+
+    attention: KVCache | None
+    recurrent: RecurrentMemory | None
+
+
+def halves(memory: Memory) -> Halves:
+    """The parts of a memory that ``make_memory`` made. TypeError for any other, which has cells of its own kind."""
+    if isinstance(memory, HybridMemory):
+        return Halves(memory.attention, memory.recurrent)
+    if isinstance(memory, KVCache):
+        return Halves(memory, None)
+    if isinstance(memory, RecurrentMemory):
+        return Halves(None, memory)
+    raise TypeError(f"a {type(memory).__name__} has neither cells nor states of ours")
+
+
+class HybridMemory(Memory):
     """See ``Memory`` for the contract. Only ``attention`` resizes."""
 
     def __init__(
@@ -34,13 +55,16 @@ class HybridMemory:
         self._is_decided = False
 
     @property
+    @override
     def generation(self) -> int:
         return self.attention.generation + self.recurrent.generation
 
     @property
+    @override
     def max_capacity(self) -> int:
         return self.attention.max_capacity
 
+    @override
     def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
         # The states first: their size is fixed, while growth can give way to what is left.
         self.recurrent.init_batch(batch, n_ubatch)
@@ -51,16 +75,19 @@ class HybridMemory:
             self.recurrent.rollback()
             raise
 
+    @override
     def apply(self, ubatch: UBatch) -> None:
         self.attention.apply(ubatch)
         self.recurrent.apply(ubatch)
 
+    @override
     def commit(self) -> None:
         self._is_decided = True  # from here on an interrupted call is finished, not undone
         self.attention.commit()
         self.recurrent.commit()
         self._is_decided = False
 
+    @override
     def rollback(self) -> None:
         if self._is_decided:
             self.commit()
@@ -68,11 +95,13 @@ class HybridMemory:
         self.recurrent.rollback()
         self._reconcile()
 
+    @override
     def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
         if not (self.attention.can_seq_rm(seq_id, p0, p1) and self.recurrent.can_seq_rm(seq_id, p0, p1)):
             return False
         return self.attention.seq_rm(seq_id, p0, p1) and self.recurrent.seq_rm(seq_id, p0, p1)
 
+    @override
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> bool:
         self.attention.require_idle()
         if not (self.attention.can_seq_cp(src, p0, p1) and self.recurrent.can_seq_cp(src, p0, p1)):
@@ -89,36 +118,40 @@ class HybridMemory:
         self.attention.attach(dst, stream)
         return True
 
+    @override
     def seq_keep(self, seq_id: int) -> None:
         self.attention.seq_keep(seq_id)
         self.recurrent.seq_keep(seq_id)
 
+    @override
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
         if not self.recurrent.can_seq_add(seq_id, p0, p1, delta):
             return False
         return self.attention.seq_add(seq_id, p0, p1, delta)
 
+    @override
     def seq_pos_min(self, seq_id: int) -> int:
         return self.attention.seq_pos_min(seq_id)
 
+    @override
     def seq_pos_max(self, seq_id: int) -> int:
         return self.attention.seq_pos_max(seq_id)
 
-    def n_tokens(self, seq_id: int) -> int:
-        """Tokens before the sequence's end; both halves hold as many."""
-        return self.attention.n_tokens(seq_id)
-
     @property
+    @override
     def cuts_anywhere(self) -> bool:
         """Whether both halves can be cut at any token."""
         return self.attention.cuts_anywhere and self.recurrent.cuts_anywhere
 
+    @override
     def seq_ids(self) -> list[int]:
         return self.attention.seq_ids()
 
+    @override
     def checkpoint(self, seq_id: int) -> bool:
         return self.recurrent.checkpoint(seq_id)
 
+    @override
     def truncation_points(self, seq_id: int, p_max: int) -> int:
         """Both halves must be able to go back to the same point."""
         point = self.recurrent.truncation_points(seq_id, p_max)
@@ -126,17 +159,21 @@ class HybridMemory:
             point = self.recurrent.truncation_points(seq_id, point - 1)
         return point
 
+    @override
     def clear(self) -> None:
         self._is_decided = False
         self.attention.clear()
         self.recurrent.clear()
 
+    @override
     def resize(self, n_cells: int, seq_id: int | None = None) -> None:
         self.attention.resize(n_cells, seq_id)
 
+    @override
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
         return self.attention.shrink_to_fit(seq_id) + self.recurrent.shrink_to_fit(seq_id)
 
+    @override
     def stats(self) -> MemoryStats:
         stats, states = self.attention.stats(), self.recurrent.stats()
         of_state = {each.seq_id: each for each in states.sequences}
@@ -147,6 +184,7 @@ class HybridMemory:
             sequences=tuple(_with_state(each, of_state.get(each.seq_id)) for each in stats.sequences),
         )
 
+    @override
     def check(self) -> None:
         self.attention.check_parts()
         self.recurrent.check_parts()
@@ -155,9 +193,6 @@ class HybridMemory:
             assert self.attention.seq_pos_max(seq_id) == self.recurrent.seq_pos_max(seq_id)
         committed = self.attention.committed_bytes + self.recurrent.committed_bytes
         assert self.budget.kv_bytes == committed, "the budget disagrees with what is committed"
-
-    def close(self) -> None:
-        self.clear()
 
     def _reconcile(self) -> None:
         """An operation that was interrupted between the halves: what they disagree about is forgotten."""

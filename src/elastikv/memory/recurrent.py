@@ -7,46 +7,26 @@ A decode call writes to a second buffer; the committed one stays untouched until
     working            B (spare)        B (target)          B (both)           -> A is spare
 
 A new sequence has only a working buffer (zeros), since rolling back means forgetting it. Spare
-buffers are shared by all sequences. A commit is one store, so that whoever interrupts it finds the
-one or the other; a buffer that is lost on the way is freed by Python.
+buffers are shared by all sequences. A commit is one store, see ``SequenceStates``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from typing_extensions import override
 
 from elastikv.arguments import whole_number
 from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull, InvalidRequest
-from elastikv.memory.base import MemoryStats, RecurrentLayer, SequenceStats
+from elastikv.memory.base import Memory, MemoryStats, RecurrentLayer, SequenceStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.options import MemoryOptions
+from elastikv.memory.sequence_states import SequenceState, SequenceStates, WorkingState, clamp
 from elastikv.memory.states import LayerState, StateBuffer, StatePool
 
 
-@dataclass(slots=True)
-class _Sequence:
-    """``committed`` holds ``n_tokens`` tokens and is never written to; ``checkpoints`` hold fewer."""
-
-    committed: StateBuffer
-    n_tokens: int
-    checkpoints: dict[int, StateBuffer] = field(default_factory=dict)
-
-    def buffers(self) -> list[StateBuffer]:
-        return [self.committed, *self.checkpoints.values()]
-
-
-@dataclass(slots=True)
-class _Working:
-    """What a sequence becomes in a call in progress, after ``n_applied`` more tokens."""
-
-    buffer: StateBuffer
-    n_applied: int = 0
-    span_is_first: bool = True
-
-
-class RecurrentMemory:
+class RecurrentMemory(Memory):
     """See ``Memory`` for the contract. ``layers`` are the recurrent layers, by their ordinal among these.
 
     A sequence can only be cut back to where a checkpoint was made.
@@ -58,21 +38,23 @@ class RecurrentMemory:
         self.budget = budget
         self.n_ctx = options.n_ctx
         self._pool = StatePool(self.layers, options.device, budget)
-        self._sequences: dict[int, _Sequence] = {}
-        self._call: dict[int, _Working] | None = None
+        self._states = SequenceStates(self._pool, options.max_checkpoints)
+        self._call: dict[int, WorkingState] | None = None
 
     @property
+    @override
     def generation(self) -> int:
         return self._pool.generation
 
     @property
+    @override
     def max_capacity(self) -> int:
         """No cells, so 0."""
         return 0
 
     def source(self, layer: int, seq_id: int) -> LayerState:
         """float32 state before the current ubatch; zeros for a new sequence. Only written where it is the target."""
-        working, sequence = self._working(seq_id), self._sequences.get(seq_id)
+        working, sequence = self._working(seq_id), self._states.of.get(seq_id)
         buffer = sequence.committed if working.span_is_first and sequence else working.buffer
         return buffer.layers[layer]
 
@@ -80,12 +62,13 @@ class RecurrentMemory:
         """Where the state after the current ubatch goes; may be the very tensors of ``source``."""
         return self._working(seq_id).buffer.layers[layer]
 
-    def _working(self, seq_id: int) -> _Working:
+    def _working(self, seq_id: int) -> WorkingState:
         assert self._call is not None, "source and target belong between init_batch() and commit()"
         return self._call[seq_id]
 
     # A decode call
 
+    @override
     def init_batch(self, batch: Batch, n_ubatch: int) -> list[UBatch]:
         self.require_idle()
         ends = {entry.seq_id: self._end(entry.seq_id) for entry in batch.entries}
@@ -96,12 +79,13 @@ class RecurrentMemory:
         self._call = {}
         try:
             for seq_id in ends:
-                self._call[seq_id] = _Working(self._pool.take(zeroed=seq_id not in self._sequences))
+                self._call[seq_id] = WorkingState(self._pool.take(zeroed=seq_id not in self._states.of))
         except BaseException:
             self.rollback()
             raise
         return split(batch, ends, n_ubatch)
 
+    @override
     def apply(self, ubatch: UBatch) -> None:
         if self._call is None:
             raise RuntimeError("apply() belongs between init_batch() and commit()")
@@ -111,22 +95,24 @@ class RecurrentMemory:
             working.span_is_first = working.n_applied == 0
             working.n_applied += span.n_tokens
 
+    @override
     def commit(self) -> None:
-        after: dict[int, _Sequence] = {}
+        after: dict[int, SequenceState] = {}
         replaced: list[StateBuffer] = []
         for seq_id, working in (self._call or {}).items():
             assert working.n_applied, f"sequence {seq_id} was committed before it was applied"
-            before = self._sequences.get(seq_id)
-            after[seq_id] = _Sequence(working.buffer, self._end(seq_id), before.checkpoints if before else {})
+            before = self._states.of.get(seq_id)
+            after[seq_id] = SequenceState(working.buffer, self._end(seq_id), before.checkpoints if before else {})
             replaced += [before.committed] if before else []
-        self._sequences, self._call = self._sequences | after, None
+        self._states.of, self._call = self._states.of | after, None
         for buffer in replaced:
             self._pool.put_aside(buffer)
 
+    @override
     def rollback(self) -> None:
         call, self._call = self._call or {}, None
         for seq_id, working in call.items():
-            if seq_id in self._sequences:
+            if seq_id in self._states.of:
                 self._pool.put_aside(working.buffer)
             else:
                 self._pool.free(working.buffer)
@@ -140,55 +126,42 @@ class RecurrentMemory:
 
     def can_seq_rm(self, seq_id: int, p0: int, p1: int) -> bool:
         """Whether ``seq_rm`` would return True: nothing, everything, or back to a checkpoint."""
-        sequence = self._sequences.get(seq_id)
-        if sequence is None:
-            return True
-        start, stop = _clamp(p0, p1, sequence.n_tokens)
-        if start >= stop or start == 0:
-            return start >= stop or stop == sequence.n_tokens
-        return stop == sequence.n_tokens and start in sequence.checkpoints
+        sequence = self._states.of.get(seq_id)
+        return sequence is None or sequence.can_remove(p0, p1)
 
+    @override
     def seq_rm(self, seq_id: int, p0: int = 0, p1: int = -1) -> bool:
         self.require_idle()
         if not self.can_seq_rm(seq_id, p0, p1):
             return False
-        sequence = self._sequences.get(seq_id)
+        sequence = self._states.of.get(seq_id)
         if sequence is None:
             return True
-        start, stop = _clamp(p0, p1, sequence.n_tokens)
+        start, stop = clamp(p0, p1, sequence.n_tokens)
         if start == 0 and start < stop:
-            self._forget(seq_id)
+            self._states.forget(seq_id)
         elif start < stop:
-            self._go_back(seq_id, start)
+            self._states.go_back(seq_id, start)
         return True
 
     def can_seq_cp(self, src: int, p0: int, p1: int) -> bool:
         """Whether ``seq_cp`` would be possible, given room: from the start, up to the end or a checkpoint."""
-        sequence = self._sequences.get(src)
-        if sequence is None:
-            return True
-        start, stop = _clamp(p0, p1, sequence.n_tokens)
-        return start >= stop or (start == 0 and self._state_at(sequence, stop) is not None)
+        sequence = self._states.of.get(src)
+        return sequence is None or sequence.can_copy(p0, p1)
 
+    @override
     def seq_cp(self, src: int, dst: int, p0: int = 0, p1: int = -1) -> bool:
         self.require_idle()
         if not self.can_seq_cp(src, p0, p1):
             return False
         if src == dst:
-            return _clamp(p0, p1, self._end(src)) == (0, self._end(src))
+            return clamp(p0, p1, self._end(src)) == (0, self._end(src))
         self.attach(dst, *self.copy_state(src, p0, p1))
         return True
 
     def copy_state(self, src: int, p0: int, p1: int) -> tuple[StateBuffer | None, int]:
         """A copy of the state after position ``p1 - 1``, and how many tokens it stands for. CacheFull."""
-        sequence = self._sequences.get(src)
-        start, stop = _clamp(p0, p1, sequence.n_tokens) if sequence else (0, 0)
-        state = self._state_at(sequence, stop) if sequence and start < stop else None
-        if state is None:
-            return None, 0
-        buffer = self.new_state()
-        buffer.copy_from(state)
-        return buffer, stop
+        return self._states.copy(src, p0, p1)
 
     def new_state(self) -> StateBuffer:
         """A buffer of no sequence yet; its contents are of no meaning. CacheFull."""
@@ -201,90 +174,81 @@ class RecurrentMemory:
 
     def attach(self, seq_id: int, buffer: StateBuffer | None, n_tokens: int) -> None:
         """Make ``buffer`` the state of a sequence, in place of what it had. Cannot fail."""
-        self._forget(seq_id)
+        self._states.forget(seq_id)
         if buffer is not None:
-            self._sequences[seq_id] = _Sequence(committed=buffer, n_tokens=n_tokens)
+            self._states.of[seq_id] = SequenceState(committed=buffer, n_tokens=n_tokens)
 
     def state(self, seq_id: int) -> StateBuffer | None:
         """The committed state of a sequence, for saving it."""
-        sequence = self._sequences.get(seq_id)
+        sequence = self._states.of.get(seq_id)
         return sequence.committed if sequence else None
 
+    @override
     def seq_keep(self, seq_id: int) -> None:
         self.require_idle()
-        for other in [other for other in self._sequences if other != seq_id]:
-            self._forget(other)
+        for other in [other for other in self._states.of if other != seq_id]:
+            self._states.forget(other)
 
     def can_seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
         """States know no positions of single tokens, so only what changes nothing works."""
-        start, stop = _clamp(p0, p1, self._end(seq_id))
+        start, stop = clamp(p0, p1, self._end(seq_id))
         return start >= stop or delta == 0
 
+    @override
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> bool:
         self.require_idle()
         return self.can_seq_add(seq_id, p0, p1, delta)
 
+    @override
     def seq_pos_min(self, seq_id: int) -> int:
         return 0 if self._end(seq_id) else -1
 
+    @override
     def seq_pos_max(self, seq_id: int) -> int:
         return self._end(seq_id) - 1
 
-    def n_tokens(self, seq_id: int) -> int:
-        """Tokens that the sequence's state has seen; 0 if it is empty."""
-        return self.seq_pos_max(seq_id) + 1
-
     @property
+    @override
     def cuts_anywhere(self) -> bool:
         """False: a state cannot be taken apart, so a sequence is cut where a checkpoint was made."""
         return False
 
+    @override
     def seq_ids(self) -> list[int]:
         return sorted(seq_id for seq_id in self._held() if self._end(seq_id))
 
+    @override
     def checkpoint(self, seq_id: int) -> bool:
         self.require_idle()
-        sequence = self._sequences.get(seq_id)
-        if sequence is None or sequence.n_tokens in sequence.checkpoints:
-            return True
-        if not self.options.max_checkpoints:
-            return False
-        if len(sequence.checkpoints) >= self.options.max_checkpoints:
-            buffer = sequence.checkpoints.pop(min(sequence.checkpoints))
-        else:
-            try:
-                buffer = self._pool.take()
-            except CacheFull:
-                return False
-        buffer.copy_from(sequence.committed)
-        sequence.checkpoints[sequence.n_tokens] = buffer
-        return True
+        return self._states.checkpoint(seq_id)
 
+    @override
     def truncation_points(self, seq_id: int, p_max: int) -> int:
-        sequence = self._sequences.get(seq_id)
-        if sequence is None:
-            return 0
-        points = [point for point in (*sequence.checkpoints, sequence.n_tokens) if point <= p_max]
-        return max(points, default=0)
+        sequence = self._states.of.get(seq_id)
+        return sequence.last_point(p_max) if sequence else 0
 
+    @override
     def clear(self) -> None:
         self.rollback()
-        for seq_id in list(self._sequences):
-            self._forget(seq_id)
+        for seq_id in list(self._states.of):
+            self._states.forget(seq_id)
         self._pool.free_spare()
 
     # Capacities
 
+    @override
     def resize(self, n_cells: int, seq_id: int | None = None) -> None:
         """States have one size; only the bounds of the request are checked. InvalidRequest."""
         if not 1 <= whole_number("n_cells", n_cells) <= self.n_ctx:
             raise InvalidRequest(f"n_cells must be in 1..{self.n_ctx} (n_ctx), got {n_cells}")
 
+    @override
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
         """Gives back spare buffers; checkpoints stay."""
         self.require_idle()
         return self._pool.free_spare()
 
+    @override
     def stats(self) -> MemoryStats:
         sequences = tuple(self._sequence_stats(seq_id) for seq_id in sorted(self._held()))
         committed = self.committed_bytes
@@ -306,6 +270,7 @@ class RecurrentMemory:
         """Of all states, checkpoints and spare buffers."""
         return len(self._buffers()) * self._pool.buffer_bytes
 
+    @override
     def check(self) -> None:
         self.check_parts()
         assert self.budget.kv_bytes == self.committed_bytes, "the budget disagrees with the buffers"
@@ -315,56 +280,24 @@ class RecurrentMemory:
         buffers = self._buffers()
         assert len({id(buffer) for buffer in buffers}) == len(buffers), "a buffer has two owners"
         assert all(buffer.block.committed == self._pool.buffer_bytes for buffer in buffers)
-        for seq_id, sequence in self._sequences.items():
-            assert self._end(seq_id) <= self.n_ctx
-            assert sequence.n_tokens, f"sequence {seq_id} is empty"
-            assert len(sequence.checkpoints) <= self.options.max_checkpoints
-            assert all(0 < point <= sequence.n_tokens for point in sequence.checkpoints)
-
-    def close(self) -> None:
-        self.clear()
+        self._states.check()
+        assert all(self._end(seq_id) <= self.n_ctx for seq_id in self._states.of)
 
     def _sequence_stats(self, seq_id: int) -> SequenceStats:
-        sequence = self._sequences.get(seq_id)
+        sequence = self._states.of.get(seq_id)
         n_buffers = (len(sequence.buffers()) if sequence else 0) + (seq_id in (self._call or {}))
         n_bytes = n_buffers * self._pool.buffer_bytes
         return SequenceStats(seq_id, 0, 0, n_bytes, n_bytes)
 
     def _held(self) -> set[int]:
         """Sequences that have a buffer."""
-        return {*self._sequences, *(self._call or {})}
+        return {*self._states.of, *(self._call or {})}
 
     def _buffers(self) -> list[StateBuffer]:
         working = [each.buffer for each in (self._call or {}).values()]
-        return [*self._pool.spare, *working, *(b for each in self._sequences.values() for b in each.buffers())]
+        return [*self._pool.spare, *working, *self._states.buffers()]
 
     def _end(self, seq_id: int) -> int:
         """The position that the sequence's next token gets."""
-        sequence, working = self._sequences.get(seq_id), (self._call or {}).get(seq_id)
+        sequence, working = self._states.of.get(seq_id), (self._call or {}).get(seq_id)
         return (sequence.n_tokens if sequence else 0) + (working.n_applied if working else 0)
-
-    def _state_at(self, sequence: _Sequence, n_tokens: int) -> StateBuffer | None:
-        return sequence.committed if n_tokens == sequence.n_tokens else sequence.checkpoints.get(n_tokens)
-
-    def _go_back(self, seq_id: int, n_tokens: int) -> None:
-        """The checkpoint becomes the state, and what was the state becomes a copy of it: the checkpoint."""
-        before = self._sequences[seq_id]
-        state = before.checkpoints[n_tokens]
-        kept = {point: buffer for point, buffer in before.checkpoints.items() if point < n_tokens}
-        after = self._sequences[seq_id] = _Sequence(state, n_tokens, kept)
-        before.committed.copy_from(state)
-        after.checkpoints[n_tokens] = before.committed
-        for point, buffer in before.checkpoints.items():
-            if point > n_tokens:
-                self._pool.free(buffer)
-
-    def _forget(self, seq_id: int) -> None:
-        sequence = self._sequences.pop(seq_id, None)
-        for buffer in sequence.buffers() if sequence else []:
-            self._pool.free(buffer)
-        if not self._sequences:
-            self._pool.free_spare()
-
-
-def _clamp(p0: int, p1: int, end: int) -> tuple[int, int]:
-    return max(p0, 0), end if p1 < 0 else min(p1, end)

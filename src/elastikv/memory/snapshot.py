@@ -18,9 +18,7 @@ import torch
 from elastikv.errors import InvalidRequest, SnapshotError
 from elastikv.memory import checked_file
 from elastikv.memory.base import Memory
-from elastikv.memory.hybrid import HybridMemory
-from elastikv.memory.kv_cache import KVCache
-from elastikv.memory.recurrent import RecurrentMemory
+from elastikv.memory.hybrid import halves
 from elastikv.memory.states import StateBuffer
 from elastikv.memory.stream import Stream
 
@@ -55,7 +53,7 @@ def save_sequence(
     token_ids: of the whole sequence, for whoever restores it; n_prompt: how many of them were the last prompt,
     None for all.
     """
-    cache, states = _halves(memory)
+    cache, states = halves(memory)
     n_tokens = memory.n_tokens(seq_id)
     if not n_tokens:
         raise InvalidRequest(f"sequence {seq_id} is empty; there is nothing to save")
@@ -92,7 +90,7 @@ def load_sequence(path: str | Path, memory: Memory, seq_id: int, fingerprint: st
             raise SnapshotError(f"{path}: saved by another model ({header.fingerprint}, not {fingerprint})")
         if header.layout != _layout(memory):
             raise SnapshotError(f"{path}: saved with other KV types or layers than this memory has")
-        cache, states = _halves(memory)
+        cache, states = halves(memory)
         state = states.new_state() if states else None
         stream: Stream | None = None
         try:
@@ -114,19 +112,9 @@ def load_sequence(path: str | Path, memory: Memory, seq_id: int, fingerprint: st
     return header
 
 
-def _halves(memory: Memory) -> tuple[KVCache | None, RecurrentMemory | None]:
-    if isinstance(memory, HybridMemory):
-        return memory.attention, memory.recurrent
-    if isinstance(memory, KVCache):
-        return memory, None
-    if isinstance(memory, RecurrentMemory):
-        return None, memory
-    raise TypeError(f"a {type(memory).__name__} cannot be saved")
-
-
 def _layout(memory: Memory) -> str:
     """Two memories with the same layout can read each other's sessions."""
-    cache, states = _halves(memory)
+    cache, states = halves(memory)
     layout: dict[str, Any] = {}
     if cache:
         layout["cell_types"] = [cache.k_format.name, cache.v_format.name]

@@ -15,8 +15,9 @@ import torch
 from elastikv.batch import UBatch
 from elastikv.kernels.base import Buffers, EmbeddingLayer, ForwardPass, Kernels, LinearLayer, Sublayer
 from elastikv.kernels.weights import Norms
-from elastikv.memory import HybridMemory, KVCache, RecurrentMemory
+from elastikv.memory import KVCache, RecurrentMemory
 from elastikv.memory.base import LayerMemory, Memory
+from elastikv.memory.hybrid import halves
 from elastikv.models.base import ModelInfo
 
 
@@ -92,9 +93,7 @@ class Decoder:
         return self._logits(delta, residual, buffers)
 
     def _begin(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> ForwardPass:
-        attention, recurrent = (
-            (memory.attention, memory.recurrent) if isinstance(memory, HybridMemory) else (memory, memory)
-        )
+        attention, recurrent = halves(memory)
         positions, rotations = torch.from_numpy(ubatch.positions), {}
         for rope, cos_name, sin_name in self._angles:
             shape = (ubatch.n_tokens, rope.half)

@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearA
 
 from elastikv.batch import Span
 from elastikv.errors import UnsupportedModel
-from elastikv.memory import HybridMemory, KVCache, RecurrentMemory
 from elastikv.memory.base import Cells, KVLayer, LayerMemory, Memory, RecurrentLayer
+from elastikv.memory.hybrid import halves
 from elastikv.memory.states import LayerState
 
 
@@ -88,18 +88,15 @@ class SequenceCache(Cache):
     def __init__(self, plans: Sequence[LayerPlan], memory: Memory, span: Span) -> None:
         self._plans = plans
         self._span = span
-        self._recurrent = memory.recurrent if isinstance(memory, HybridMemory) else memory
-        attention = memory.attention if isinstance(memory, HybridMemory) else memory
-        super().__init__(layers=[self._layer(plan, attention) for plan in plans])
+        self._cells, self._states = halves(memory)
+        super().__init__(layers=[self._layer(plan) for plan in plans])
 
-    def _layer(self, plan: LayerPlan, attention: Memory) -> Any:
+    def _layer(self, plan: LayerPlan) -> Any:
         cells, state = None, None
-        if plan.attention is not None:
-            assert isinstance(attention, KVCache)
-            cells = attention.cells(plan.attention, self._span.seq_id)
-        if plan.recurrent is not None:
-            assert isinstance(self._recurrent, RecurrentMemory)
-            state = self._recurrent.source(plan.recurrent, self._span.seq_id)
+        if plan.attention is not None and self._cells:
+            cells = self._cells.cells(plan.attention, self._span.seq_id)
+        if plan.recurrent is not None and self._states:
+            state = self._states.source(plan.recurrent, self._span.seq_id)
         if cells and state:
             return _HybridLayer(cells, plan, state, self._span.pos)
         if cells:
@@ -109,10 +106,9 @@ class SequenceCache(Cache):
     def store_states(self) -> None:
         """Write the states after the span to where the memory wants them."""
         for plan, layer in zip(self._plans, self.layers, strict=True):
-            if plan.recurrent is None:
+            if plan.recurrent is None or self._states is None:
                 continue
-            assert isinstance(self._recurrent, RecurrentMemory)
-            target = self._recurrent.target(plan.recurrent, self._span.seq_id)
+            target = self._states.target(plan.recurrent, self._span.seq_id)
             for slot, tensor in zip(plan.slots, target, strict=True):
                 tensor.copy_(_tensor(layer, slot)[0])
 
