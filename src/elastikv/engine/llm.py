@@ -128,24 +128,29 @@ class LLM:
 
     @property
     def engine(self) -> Engine:
+        """What ``forward`` decodes with. Raises EngineClosed after ``close()``, and in a forked process."""
         self._require_open()
         return self._engine
 
     @property
     def scheduler(self) -> Scheduler:
+        """Who computes when. Raises EngineClosed after ``close()``, and in a forked process."""
         self._require_open()
         return self._scheduler
 
     @property
     def model(self) -> Model:
+        """The weights, and in ``model.info`` what is known of them. Raises EngineClosed."""
         return self.engine.model
 
     @property
     def memory(self) -> Memory:
+        """The cells and states of all sequences. Raises EngineClosed."""
         return self.engine.memory
 
     @property
     def n_ctx(self) -> int:
+        """Cells that a sequence may ever have. Raises EngineClosed."""
         return self.memory.n_ctx
 
     # Generating

@@ -117,6 +117,7 @@ def storage_kind(kv_storage: str) -> StorageKind:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise InvalidRequest, which lists the choices, if ``value`` is none of them."""
     if value not in choices:
         raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 

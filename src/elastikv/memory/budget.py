@@ -23,7 +23,9 @@ class Holder(Protocol):
     """Commits bytes under a budget, and says how many."""
 
     @property
-    def committed_bytes(self) -> int: ...
+    def committed_bytes(self) -> int:
+        """Bytes that it has committed now."""
+        ...
 
 
 class Budget:
@@ -54,8 +56,11 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str | int | None) -> Budget:
-        """``'4GiB'`` or an int (bytes): a fixed limit; ``'auto'``: what the machine can spare, asked again
-        before each growth; ``'none'`` or None: only the machine's own limit. Raises InvalidRequest."""
+        """A budget from what a user writes. Raises InvalidRequest.
+
+        ``'4GiB'`` or an int (bytes): a fixed limit; ``'auto'``: what the machine can spare, asked again before each
+        growth; ``'none'`` or None: only the machine's own limit.
+        """
         budget = cls()
         budget.set_limit(text)
         return budget
@@ -78,14 +83,17 @@ class Budget:
 
     @property
     def kv_bytes(self) -> int:
+        """Bytes of cells and states that are committed now."""
         return self._sum("kv")
 
     @property
     def compute_bytes(self) -> int:
+        """Bytes of compute buffers that are committed now."""
         return self._sum("compute")
 
     @property
     def committed_bytes(self) -> int:
+        """Bytes that all holders have committed now."""
         return self.kv_bytes + self.compute_bytes
 
     @property
@@ -105,6 +113,7 @@ class Budget:
         self.peak_bytes = max(self.peak_bytes, self.committed_bytes + max(n_bytes, 0))
 
     def reset_peak(self) -> None:
+        """Let ``peak_bytes`` begin again at what is committed now."""
         self.peak_bytes = self.committed_bytes
 
     def _sum(self, account: Account) -> int:

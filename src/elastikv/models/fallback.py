@@ -145,6 +145,7 @@ class FallbackModel:
         )
 
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
+        """None: transformers' modules allocate for themselves."""
         return {}
 
     @torch.inference_mode()
@@ -194,7 +195,8 @@ def _call(module: Any, token_ids: torch.Tensor, cache: Cache, pos: int, **option
     options["past_key_values" if "past_key_values" in parameters else "cache_params"] = cache
     if "position_ids" in parameters:  # Bamba would count from 0 again
         options["position_ids"] = torch.arange(pos, pos + token_ids.shape[1], device=token_ids.device)[None]
-    return module(input_ids=token_ids, use_cache=True, **options).logits
+    logits: torch.Tensor = module(input_ids=token_ids, use_cache=True, **options).logits
+    return logits
 
 
 def _parameters(module: Any) -> Mapping[str, inspect.Parameter]:

@@ -79,7 +79,8 @@ def _slots(layer: LinearAttentionLayer) -> list[StateSlot]:
 
 
 def _tensor(layer: LinearAttentionLayer, slot: StateSlot) -> torch.Tensor:
-    return getattr(layer, slot.kind)[slot.index]
+    state: torch.Tensor = getattr(layer, slot.kind)[slot.index]
+    return state
 
 
 class SequenceCache(Cache):
@@ -114,6 +115,7 @@ class SequenceCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
+        """Never: tensors are replaced as the cells grow, where ``torch.compile`` wants fixed addresses."""
         return False
 
 
