@@ -15,6 +15,7 @@ from elastikv.memory import (
     RecurrentMemory,
     make_memory,
 )
+from elastikv.memory.hybrid import halves
 
 
 def open_memory(budget: Budget | None = None, **options: Any) -> HybridMemory:
@@ -37,6 +38,17 @@ def test_a_model_gets_the_memory_it_declares() -> None:
     assert (len(mixed.attention.layers), len(mixed.recurrent.layers)) == (1, 2)
     with pytest.raises(InvalidRequest):
         make_memory([], options, Budget())
+
+
+def test_each_memory_says_its_halves() -> None:
+    options = MemoryOptions(n_ctx=10)
+    mixed = open_memory()
+    cells, states = make_memory(KV_LAYERS, options, Budget()), make_memory(RECURRENT_LAYERS, options, Budget())
+    assert halves(mixed) == (mixed.attention, mixed.recurrent)
+    assert halves(cells) == (cells, None)
+    assert halves(states) == (None, states)
+    with pytest.raises(TypeError, match="dict has neither cells nor states"):
+        halves({})  # type: ignore[arg-type]
 
 
 def test_both_halves_go_together() -> None:
