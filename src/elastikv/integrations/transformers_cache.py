@@ -134,7 +134,7 @@ class ElasticCache(Cache):
 
     def save(self, path: str | Path) -> None:
         """Write a prompt cache: all that is held, but no spare capacity. The file appears whole or not at all."""
-        write_cache_file(Path(path), self)
+        write_cache_file(Path(path), self.memory, self.config)
 
     @classmethod
     def load(cls, path: str | Path, config: PreTrainedConfig, n_ctx: int | None = None, **options: Any) -> ElasticCache:
@@ -145,7 +145,7 @@ class ElasticCache(Cache):
         """
         device = options.pop("device", "cpu")
         cache = cls(config, n_ctx, **options)
-        read_cache_file(Path(path), cache, torch.device(device))
+        read_cache_file(Path(path), cache.memory, cache.config, torch.device(device))
         return cache
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]:
