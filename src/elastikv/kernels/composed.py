@@ -15,6 +15,7 @@ from elastikv.kernels import quants
 from elastikv.kernels.base import EmbeddingLayer, ForwardPass, Kernels, LinearLayer, Sublayer
 from elastikv.kernels.rope import Rope
 from elastikv.kernels.weights import (
+    Activation,
     AttentionWeights,
     DeltaNetWeights,
     ExpertsWeights,
@@ -191,36 +192,35 @@ class DeltaNet(Residual):
         self._output(inner, out=out)
 
 
+class _GatedMlp:
+    """``down(activation(gate) * up)``, gate and up by one product: x ``[n, hidden_size]`` to out.
+
+    wide ``[n, 2 * width]`` and inner ``[n, width]`` are buffers.
+    """
+
+    def __init__(self, kernels: Kernels, weights: MlpWeights | ExpertWeights, activation: Activation = "silu") -> None:
+        self._gate_up = kernels.linear_layer(weights.gate_up)
+        self._down = kernels.linear_layer(weights.down)
+        self._activate = {"silu": kernels.silu_mul, "gelu_tanh": kernels.gelu_mul}[activation]
+
+    def __call__(self, x: torch.Tensor, wide: torch.Tensor, inner: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        self._gate_up(x, out=wide)
+        self._activate(wide, out=inner)
+        return self._down(inner, out=out)
+
+
 class Mlp(Residual):
-    """A gated MLP: ``down(activation(gate) * up)``, gate and up by one product."""
+    """A gated MLP between its norms."""
 
     def __init__(self, kernels: Kernels, weights: MlpWeights) -> None:
         super().__init__(kernels, weights.norms, wide=weights.gate_up.n_out, inner=weights.down.n_in)
         self._weights = weights
-        self._gate_up = kernels.linear_layer(weights.gate_up)
-        self._down = kernels.linear_layer(weights.down)
-        self._activate = {"silu": kernels.silu_mul, "gelu_tanh": kernels.gelu_mul}[weights.activation]
+        self._mlp = _GatedMlp(kernels, weights, weights.activation)
 
     @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
         wide, inner = buffers
-        self._gate_up(x, out=wide)
-        self._activate(wide, out=inner)
-        self._down(inner, out=out)
-
-
-class _Expert:
-    """x ``[n, hidden_size]`` to out, over buffers of the expert's own widths."""
-
-    def __init__(self, kernels: Kernels, weights: ExpertWeights) -> None:
-        self._kernels = kernels
-        self._gate_up = kernels.linear_layer(weights.gate_up)
-        self._down = kernels.linear_layer(weights.down)
-
-    def __call__(self, x: torch.Tensor, wide: torch.Tensor, inner: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        self._gate_up(x, out=wide)
-        self._kernels.silu_mul(wide, out=inner)
-        return self._down(inner, out=out)
+        self._mlp(x, wide, inner, out=out)
 
 
 class Experts(Residual):
@@ -233,8 +233,8 @@ class Experts(Residual):
             widths |= {"shared_wide": shared.gate_up.n_out, "shared_inner": shared.down.n_in}
         super().__init__(kernels, weights.norms, None, **widths, gathered=hidden, expert_out=hidden)
         self._weights = weights
-        self._experts = [_Expert(kernels, expert) for expert in weights.experts]
-        self._shared = None if shared is None else _Expert(kernels, shared)
+        self._experts = [_GatedMlp(kernels, expert) for expert in weights.experts]
+        self._shared = None if shared is None else _GatedMlp(kernels, shared)
 
     @override
     def _compute(self, x: torch.Tensor, forward: ForwardPass, *buffers: torch.Tensor, out: torch.Tensor) -> None:
