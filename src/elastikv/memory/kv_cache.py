@@ -243,10 +243,6 @@ class KVCache(Memory):
         cells = self._streams.cells(seq_id)
         return cells.end - 1 if cells.used else -1
 
-    @override
-    def n_tokens(self, seq_id: int) -> int:
-        return self.seq_pos_max(seq_id) + 1
-
     @property
     @override
     def cuts_anywhere(self) -> bool:
@@ -316,10 +312,6 @@ class KVCache(Memory):
         """``check`` without the budget's, which other memory may share."""
         self._streams.check()
         self._views.check()
-
-    @override
-    def close(self) -> None:
-        self.clear()
 
     def _extent_of(self, seq_id: int) -> tuple[int, int] | None:
         stream = self._streams.get(seq_id)
