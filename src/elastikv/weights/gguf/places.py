@@ -100,16 +100,17 @@ class PlacedTensors(TensorSource):
     def __init__(self, file: GGUFFile, places: Mapping[str, Place]) -> None:
         self.name = file.header.name
         self._file = file
-        self._places = {name: place for name, place in places.items() if self._stored(place) is not None}
-        file.refuse_unknown_types(found.name for _, found in map(self._find, self._places))
+        stored = {name: (place.change, _find(file.header.tensors, place)) for name, place in places.items()}
+        self._stored = {name: (change, tensor) for name, (change, tensor) in stored.items() if tensor is not None}
+        file.refuse_unknown_types(tensor.name for _, tensor in self._stored.values())
 
     @override
     def names(self) -> Iterable[str]:
-        return self._places.keys()
+        return self._stored.keys()
 
     @override
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._stored
 
     @override
     def nbytes(self, name: str) -> int:
@@ -148,24 +149,22 @@ class PlacedTensors(TensorSource):
         """Nothing stays open between reads."""
 
     def _find(self, name: str) -> tuple[Change, StoredTensor]:
-        if name not in self._places:
+        if name not in self._stored:
             raise CorruptFile(f"{self._file.path}: the file lacks {name}")
-        place = self._places[name]
-        stored = self._stored(place)
-        assert stored is not None, "places that the file lacks are left out"
-        return place.change, stored
+        return self._stored[name]
 
-    def _stored(self, place: Place) -> StoredTensor | None:
-        """None where the file does not have it."""
-        tensors, name = self._file.header.tensors, place.gguf_name
-        stored, part, n_parts = tensors.get(name), 0, 1
-        if stored is None and place.expert is not None:  # gate and up may be in one tensor, in each expert's rows
-            fused = name.replace("ffn_gate_exps", "ffn_gate_up_exps").replace("ffn_up_exps", "ffn_gate_up_exps")
-            stored, part, n_parts = tensors.get(fused), int("ffn_up_exps" in name), 2
-        if stored is None or place.expert is None:
-            return stored
-        n_experts = stored.shape[0]
-        return stored.piece(place.expert * n_parts + part, n_experts * n_parts) if place.expert < n_experts else None
+
+def _find(tensors: Mapping[str, StoredTensor], place: Place) -> StoredTensor | None:
+    """What is stored at a place, or None where the file does not have it."""
+    name, expert = place.gguf_name, place.expert
+    stored, part, n_parts = tensors.get(name), 0, 1
+    if stored is None and expert is not None:  # gate and up may be in one tensor, in each expert's rows
+        fused = name.replace("ffn_gate_exps", "ffn_gate_up_exps").replace("ffn_up_exps", "ffn_gate_up_exps")
+        stored, part, n_parts = tensors.get(fused), int("ffn_up_exps" in name), 2
+    if stored is None or expert is None:
+        return stored
+    n_experts = stored.shape[0]
+    return stored.piece(expert * n_parts + part, n_experts * n_parts) if expert < n_experts else None
 
 
 def _reorder_columns(data: torch.Tensor, kind: str, order: torch.Tensor) -> tuple[str, torch.Tensor]:
