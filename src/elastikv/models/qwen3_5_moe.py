@@ -11,6 +11,7 @@ from typing_extensions import override
 from elastikv.kernels.base import Sublayer
 from elastikv.models.config import ExpertsConfig, ModelConfig
 from elastikv.models.qwen3_5 import Qwen3_5
+from elastikv.models.qwen3_moe import EXPERTS_KEYS, read_experts
 from elastikv.models.reader import ModelReader, experts_tensors
 from elastikv.weights.base import Fields
 from elastikv.weights.gguf import Change
@@ -33,21 +34,13 @@ class Qwen3_5Moe(Qwen3_5):  # noqa: N801, its name
     gguf_name = "qwen35moe"
     gguf_keys: ClassVar = {
         **Qwen3_5.gguf_keys,
-        "num_experts": "expert_count",
-        "num_experts_per_tok": "expert_used_count",
-        "moe_intermediate_size": "expert_feed_forward_length",
+        **EXPERTS_KEYS,
         "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
     }
 
     @override
     def config(self, fields: Fields) -> Qwen3_5MoeConfig:
-        experts = ExpertsConfig(
-            n_experts=fields["num_experts"],
-            n_used=fields["num_experts_per_tok"],
-            width=fields["moe_intermediate_size"],
-            normalised=True,
-            shared_width=fields["shared_expert_intermediate_size"],
-        )
+        experts = read_experts(fields, normalised=True, shared_width=fields["shared_expert_intermediate_size"])
         # Its config has no width of an MLP: that of what every token goes through.
         config = replace(super().config(fields), intermediate_size=experts.shared_width)
         return Qwen3_5MoeConfig.extending(config, experts=experts)

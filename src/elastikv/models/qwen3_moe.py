@@ -16,6 +16,24 @@ from elastikv.weights.base import Fields
 from elastikv.weights.gguf import GGUFFields
 from elastikv.weights.gguf.header import GGUFHeader
 
+EXPERTS_KEYS = {
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+}
+"""Fields that Qwen's layers of experts have, and their keys in a GGUF."""
+
+
+def read_experts(fields: Fields, *, normalised: bool, shared_width: int = 0) -> ExpertsConfig:
+    """The config of Qwen's layers of experts, from the fields of ``EXPERTS_KEYS``."""
+    return ExpertsConfig(
+        n_experts=fields["num_experts"],
+        n_used=fields["num_experts_per_tok"],
+        width=fields["moe_intermediate_size"],
+        normalised=normalised,
+        shared_width=shared_width,
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qwen3MoeConfig(ModelConfig):
@@ -32,23 +50,13 @@ class Qwen3Moe(Architecture):
     classes = ("Qwen3MoeForCausalLM",)
     model_types = ("qwen3_moe",)
     gguf_name = "qwen3moe"
-    gguf_keys: ClassVar = {
-        "num_experts": "expert_count",
-        "num_experts_per_tok": "expert_used_count",
-        "moe_intermediate_size": "expert_feed_forward_length",
-        "norm_topk_prob": "expert_weights_norm",
-    }
+    gguf_keys: ClassVar = {**EXPERTS_KEYS, "norm_topk_prob": "expert_weights_norm"}
     qk_norm = True
     has_attention_bias = True
 
     @override
     def config(self, fields: Fields) -> Qwen3MoeConfig:
-        experts = ExpertsConfig(
-            n_experts=fields["num_experts"],
-            n_used=fields["num_experts_per_tok"],
-            width=fields["moe_intermediate_size"],
-            normalised=bool(fields["norm_topk_prob"]),
-        )
+        experts = read_experts(fields, normalised=bool(fields["norm_topk_prob"]))
         plain, every = fields["mlp_only_layers"] or (), fields["decoder_sparse_step"] or 1
         config = super().config(fields)
         dense = (layer for layer in range(config.n_layers) if layer in plain or (layer + 1) % every)
