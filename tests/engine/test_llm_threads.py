@@ -13,6 +13,7 @@ from support.tiny_models import tiny_model
 
 from elastikv import LLM, EngineClosed, SamplingParams, SchedulerOptions
 from elastikv.batch import Batch
+from elastikv.engine.requests import Request
 
 N_THREADS = 8
 PARAMS = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -77,11 +78,20 @@ def test_what_threads_ask_for_is_computed_together(llm: LLM, monkeypatch: pytest
         sizes.append(len(batch.entries))
         return decode(batch)
 
+    all_queued, waited, step_for = threading.Barrier(N_THREADS), set[Request](), llm._step_for
+
+    def when_all_are_queued(request: Request) -> None:
+        """On a busy machine a thread may else come when another has ended."""
+        if request not in waited:
+            waited.add(request)
+            all_queued.wait(timeout=30)
+        step_for(request)
+
     monkeypatch.setattr(llm.engine, "decode", counted)
-    at_once(lambda index: llm.generate(f"{index}: a story", SamplingParams(max_tokens=300, ignore_eos=True)))
-    # Not necessarily all at once: on a busy machine a thread may start when another has ended.
-    assert max(sizes) > 1
-    assert len(sizes) < N_THREADS * 300 * 3 // 4, "one after the other would take 2400 steps"
+    monkeypatch.setattr(llm, "_step_for", when_all_are_queued)
+    at_once(lambda index: llm.generate(f"{index}: a story", SamplingParams(max_tokens=100, ignore_eos=True)))
+    assert max(sizes) == N_THREADS
+    assert len(sizes) < N_THREADS * 100 // 2, "one after the other would take 800 steps"
 
 
 def test_errors_are_for_the_thread_that_made_them(llm: LLM) -> None:
