@@ -9,7 +9,7 @@ from support.configs import QWEN3_5_27B
 from support.tiny_models import tiny_model
 
 from elastikv import LLM
-from elastikv.models import read_config
+from elastikv.runtimes import find
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -131,7 +131,7 @@ QWEN3_5_35B_A3B = {
 def test_experts_cost_no_cache(elastikv, tmp_path, config, architecture, cell_kib, states):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    assert read_config(path).architecture == architecture
+    assert find(path).config.architecture == architecture
     plan = json.loads(elastikv("plan", "-m", path, "-c", "32768", "--at", "6000", "--json").out)
     assert plan["bytes_per_cell"] == cell_kib * KIB
     assert plan["static_bytes"] == 32768 * cell_kib * KIB

@@ -15,15 +15,15 @@ import torch
 from support.tiny_models import N_VOCAB, tiny_tokenizer
 
 from elastikv.batch import UBatch
-from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
-from elastikv.engine.workspace import Workspace
 from elastikv.memory import Budget, KVLayer, MemoryCost, MemoryOptions, RecurrentLayer, make_memory
 from elastikv.memory.hybrid import halves
 from elastikv.models.base import ModelInfo
+from elastikv.runtimes.engine import Engine
+from elastikv.runtimes.workspace import Workspace
 from elastikv.weights.tokenizer import Tokenizer
 
 _MODULUS = 8191
@@ -154,18 +154,20 @@ class Rig:
         )
         self.memory = make_memory(self.model.memory_layers, memory_options, self.budget)
         self.workspace = Workspace(self.model, NoScratch(), self.budget, n_ubatch)
-        self.engine = Engine(self.model, self.memory, self.workspace, n_ubatch)
-        self.tokenizer = Tokenizer(tiny_tokenizer().backend_tokenizer)
-        self.cost = MemoryCost(self.model.memory_layers, memory_options)
+        self.engine = Engine(
+            self.model,
+            self.memory,
+            self.workspace,
+            n_ubatch,
+            tokenizer=Tokenizer(tiny_tokenizer().backend_tokenizer),
+            cost=MemoryCost(self.model.memory_layers, memory_options),
+        )
         self.scheduler = Scheduler(
             self.engine,
-            self.tokenizer,
             self.budget,
-            self.cost,
             SchedulerOptions(park_dir=park_dir, **options),
             self.events,
             n_batch=n_batch,
-            n_ubatch=n_ubatch,
             clock=self.clock,
         )
 

@@ -126,9 +126,7 @@ def test_every_thread_computes_on_as_many_cores_as_were_asked_for(
     """numba's setting is of the thread that makes it."""
     with LLM(folder, n_ctx=64, kernels="reference", n_threads=1) as llm:
         calls: list[tuple[int, int]] = []
-        monkeypatch.setattr(
-            "elastikv.engine.llm.set_threads", lambda kernels, n: calls.append((threading.get_ident(), n))
-        )
+        monkeypatch.setattr(llm.engine, "set_threads", lambda n: calls.append((threading.get_ident(), n)))
         at_once(lambda index: [llm.forward([1], seq_id=index) for _ in range(3)])
         assert len(calls) == len({thread for thread, _ in calls}) == N_THREADS
         assert {n for _, n in calls} == {1}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from history_model import HistoryModel, NoScratch
 
-from elastikv.engine import workspace as workspace_module
-from elastikv.engine.workspace import Workspace
 from elastikv.errors import CacheFull
 from elastikv.memory import Budget
+from elastikv.runtimes import workspace as workspace_module
+from elastikv.runtimes.workspace import Workspace
 
 BUFFERS = 4 * 16
 

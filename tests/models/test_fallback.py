@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from elastikv import LLM, SamplingParams
 from elastikv.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from elastikv.memory.base import KVLayer, RecurrentLayer
-from elastikv.models import memory_layers, read_config
+from elastikv.runtimes import find
 
 N_NEW = 2 * WINDOW
 OWN_FILES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_5_text", "qwen3_moe")
@@ -80,7 +80,7 @@ def test_same_tokens_as_transformers(model_type: str, folders: Any) -> None:
 def test_the_user_is_told_which_path_runs(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     with LLM(folders("smollm3")[0], n_ctx=64) as llm:
         assert llm.model.info.architecture == "smollm3"
-    lines = [record.getMessage() for record in caplog.records if "fallback" in record.name]
+    lines = [record.getMessage() for record in caplog.records if "runtimes.transformers" in record.name]
     assert len(lines) == 1
     assert "smollm3" in lines[0]
     assert "transformers" in lines[0]
@@ -103,30 +103,33 @@ def test_through_the_command_line(model_type: str, folders: Any, capsys: pytest.
 def test_memory_is_told_from_the_config_alone(model_type: str, folders: Any) -> None:
     folder, _ = folders(model_type)
     with LLM(folder, n_ctx=64) as llm:
-        assert list(memory_layers(read_config(folder / "config.json"))) == list(llm.model.memory_layers)
+        assert list(find(folder / "config.json").memory_layers()) == list(llm.model.memory_layers)
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "deepseek_v3"])
 def test_what_a_config_leaves_out_is_what_transformers_has(model_type: str, tmp_path: Path) -> None:
     small = {"model_type": model_type, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8}
     (tmp_path / "config.json").write_text(json.dumps(small))
-    left_out = read_config(tmp_path)
+    left_out = find(tmp_path)
     AutoConfig.for_model(**small).save_pretrained(tmp_path)
-    written = read_config(tmp_path)
-    assert list(memory_layers(left_out)) == list(memory_layers(written))
-    assert (left_out.n_ctx_train, left_out.eos_token_ids) == (written.n_ctx_train, written.eos_token_ids)
+    written = find(tmp_path)
+    assert list(left_out.memory_layers()) == list(written.memory_layers())
+    assert (left_out.config.n_ctx_train, left_out.config.eos_token_ids) == (
+        written.config.n_ctx_train,
+        written.config.eos_token_ids,
+    )
 
 
 def test_a_field_that_transformers_refuses_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma2", "hidden_size": "x"}')
     with pytest.raises(CorruptFile, match="'hidden_size' expected int, got str") as caught:
-        read_config(tmp_path)
+        find(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_layers_of_a_hybrid(folders: Any) -> None:
     folder, _ = folders("lfm2")
-    assert list(memory_layers(read_config(folder))) == [
+    assert list(find(folder).memory_layers()) == [
         RecurrentLayer(((32, 3),)),
         KVLayer(2, 8, 8),
         RecurrentLayer(((32, 3),)),
@@ -177,4 +180,4 @@ def test_what_it_refuses(folders: Any, tmp_path: Path) -> None:
     ):
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(UnsupportedModel):
-            read_config(tmp_path)
+            find(tmp_path)

@@ -12,16 +12,16 @@ from support.tiny_models import ARCHITECTURES, tiny_transformers_model
 
 from elastikv.errors import CorruptFile, UnsupportedModel
 from elastikv.memory.base import KVLayer, RecurrentLayer
-from elastikv.models import memory_layers, read_config
 from elastikv.models.config import ModelConfig
+from elastikv.runtimes import find
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_memory_of_a_real_hybrid(wrapped: bool, tmp_path: Path) -> None:
     raw = QWEN3_5_27B if wrapped else QWEN3_5_27B_TEXT
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    config = read_config(tmp_path / "config.json")
-    layers = memory_layers(config)
+    source = find(tmp_path / "config.json")
+    config, layers = source.config, source.memory_layers()
     attention = [layer for layer in layers if isinstance(layer, KVLayer)]
     recurrent = [layer for layer in layers if isinstance(layer, RecurrentLayer)]
     assert layers[3] == KVLayer(n_kv_heads=4, head_dim=256, head_dim_v=256)
@@ -68,7 +68,7 @@ def test_windows(changes: dict[str, Any], windows: tuple[int | None, ...], tmp_p
         **changes,
     }
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    layers = memory_layers(read_config(tmp_path))
+    layers = find(tmp_path).memory_layers()
     assert tuple(layer.window for layer in layers if isinstance(layer, KVLayer)) == windows
 
 
@@ -78,9 +78,9 @@ SMALL: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 64, "num_attenti
 def test_mistral_leaves_out_what_its_class_knows(tmp_path: Path) -> None:
     """Grouped queries and a window; neither is what a Llama would have."""
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "architectures": ["MistralForCausalLM"]}))
-    assert memory_layers(read_config(tmp_path)) == [KVLayer(8, 8, 8, window=4096)] * 2
+    assert find(tmp_path).memory_layers() == [KVLayer(8, 8, 8, window=4096)] * 2
     (tmp_path / "config.json").write_text(json.dumps({**SMALL, "architectures": ["Qwen2ForCausalLM"]}))
-    assert memory_layers(read_config(tmp_path)) == [KVLayer(32, 8, 8)] * 2
+    assert find(tmp_path).memory_layers() == [KVLayer(32, 8, 8)] * 2
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

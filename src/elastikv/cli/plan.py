@@ -64,10 +64,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Raises InvalidRequest, UnsupportedModel, CorruptFile."""
     from elastikv import demo
     from elastikv.memory import Budget, MemoryCost, MemoryOptions
-    from elastikv.models import memory_layers, read_config
+    from elastikv.runtimes import find
 
     path = Path(args.model) if args.model else demo.path()
-    config = read_config(path)
+    source = find(path)
+    config = source.config
     n_ctx = config.n_ctx_train if args.ctx_size is None else args.ctx_size
     for flag, value in (("-c", n_ctx), ("--parallel", args.parallel), ("--kv-initial", args.kv_initial)):
         if value < 1:
@@ -81,7 +82,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         k_type=args.cache_type_k,
         v_type=args.cache_type_v,
     )
-    cost = MemoryCost(memory_layers(config), options)
+    cost = MemoryCost(source.memory_layers(), options)
     rows = []
     for tokens in _tokens_asked(args.at, n_ctx):
         cells = cost.n_cells(tokens, args.batch_size)

@@ -16,9 +16,8 @@ from elastikv import arguments
 from elastikv.arguments import TokenIds, is_array, whole_number
 from elastikv.batch import Batch, SeqTokens
 from elastikv.engine import forks
-from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
-from elastikv.engine.loading import ModelOptions, cell_types, load, set_threads, storage_kind, type_name
+from elastikv.engine.loading import cell_types, load, storage_kind, type_name
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
@@ -27,7 +26,7 @@ from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.errors import EngineClosed, InvalidRequest
 from elastikv.memory import Budget, Memory, MemoryStats
-from elastikv.models.base import Model
+from elastikv.runtimes.base import Described, Runtime
 
 Prompt: TypeAlias = "str | TokenIds"
 Messages = Sequence[Mapping[str, Any]]
@@ -97,38 +96,35 @@ class LLM:
         }
         self.events = EventLog(clock)
         self.budget = Budget.parse(kv_budget)
-        model_options = ModelOptions(
-            _model_path(model), type_name("dtype", dtype), quantize, kernels, n_threads, progress
+        runtime = load(
+            _model_path(model),
+            memory_options,
+            self.budget,
+            n_ctx,
+            n_ubatch,
+            self.events,
+            dtype=type_name("dtype", dtype),
+            quantize=quantize,
+            kernels=kernels,
+            n_threads=n_threads,
+            progress=progress,
         )
-        loaded = load(model_options, memory_options, self.budget, n_ctx, n_ubatch, self.events)
         self.n_batch = n_batch
         self.n_ubatch = n_ubatch
         self._n_threads = n_threads
         self._lock = threading.RLock()
         self._of_thread = threading.local()
         self._is_closed = False
-        self._engine = loaded.engine
-        self._kernels = loaded.kernels
-        self.tokenizer = loaded.tokenizer
-        self.cost = loaded.cost
-        self._workspace = loaded.workspace
-        self._scheduler = Scheduler(
-            self._engine,
-            self.tokenizer,
-            self.budget,
-            self.cost,
-            options,
-            self.events,
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            clock=clock,
-        )
+        self._engine = runtime
+        self.tokenizer = runtime.tokenizer
+        self.cost = runtime.cost
+        self._scheduler = Scheduler(runtime, self.budget, options, self.events, n_batch=n_batch, clock=clock)
 
     # Everything that computes or commits memory goes through these two.
 
     @property
-    def engine(self) -> Engine:
-        """What ``forward`` decodes with. Raises EngineClosed after ``close()``, and in a forked process."""
+    def engine(self) -> Runtime:
+        """What runs the model. Raises EngineClosed after ``close()``, and in a forked process."""
         self._require_open()
         return self._engine
 
@@ -139,8 +135,8 @@ class LLM:
         return self._scheduler
 
     @property
-    def model(self) -> Model:
-        """The weights, and in ``model.info`` what is known of them. Raises EngineClosed."""
+    def model(self) -> Described:
+        """The loaded model, with its facts in ``info``. Raises EngineClosed."""
         return self.engine.model
 
     @property
@@ -301,8 +297,7 @@ class LLM:
             return
         with self._lock:
             self._scheduler.close()
-            self._engine.memory.close()
-            self._workspace.close()
+            self._engine.close()
             self._is_closed = True
 
     def __enter__(self) -> LLM:
@@ -342,7 +337,7 @@ class LLM:
     def _set_threads(self) -> None:
         """The number of cores is a setting of each thread that computes."""
         if self._n_threads is not None and not hasattr(self._of_thread, "has_set_threads"):
-            set_threads(self._kernels, self._n_threads)
+            self._engine.set_threads(self._n_threads)
             self._of_thread.has_set_threads = True
 
     def _require_open(self) -> None:

@@ -1,81 +1,65 @@
-"""From keyword arguments to an engine: options are checked before weights are read."""
+"""From keyword arguments to a runtime: options are checked before weights are read."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 
 from elastikv.arguments import MOST, instance, whole_number
-from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
 from elastikv.engine.sessions import FIRST_SEQ_ID
-from elastikv.engine.workspace import Workspace
 from elastikv.errors import InvalidRequest
-from elastikv.kernels import Kernels, select_kernels
-from elastikv.memory import Budget, MemoryCost, MemoryOptions, ResizeEvent, make_memory
+from elastikv.memory import Budget, MemoryOptions, ResizeEvent
 from elastikv.memory.formats import FORMATS
 from elastikv.memory.storage import StorageKind
-from elastikv.models import load_model, read_config
-from elastikv.weights.tokenizer import Tokenizer
+from elastikv.runtimes import find
+from elastikv.runtimes.base import Runtime, RuntimeOptions
 
 _MOST_THREADS = 1024
 _TYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """Which model, and in which form. ``progress`` is called with bytes read and bytes in all."""
-
-    path: Path
-    dtype: str
-    quantize: str | None
-    kernels: str
-    n_threads: int | None
-    progress: Callable[[int, int], None] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """All that an ``LLM`` runs on."""
-
-    engine: Engine
-    kernels: Kernels
-    workspace: Workspace
-    tokenizer: Tokenizer
-    budget: Budget
-    cost: MemoryCost
-
-
 def load(
-    model: ModelOptions, memory: dict[str, Any], budget: Budget, n_ctx: int | None, n_ubatch: int, events: EventLog
-) -> Loaded:
-    """Load a model and open its memory. ``memory``: fields of MemoryOptions but for n_ctx.
+    path: Path,
+    memory: dict[str, Any],
+    budget: Budget,
+    n_ctx: int | None,
+    n_ubatch: int,
+    events: EventLog,
+    *,
+    dtype: str,
+    quantize: str | None,
+    kernels: str,
+    n_threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Runtime:
+    """Load a model with the runtime that can run it. ``memory``: fields of MemoryOptions but for n_ctx.
 
     Raises ModelError, InvalidRequest, and CacheFull if not even the compute buffers fit.
     """
-    if model.progress is not None and not callable(model.progress):
-        raise InvalidRequest(f"progress must be a function of bytes read and bytes in all, got {model.progress!r}")
-    n_ctx = context_size(n_ctx, read_config(model.path).n_ctx_train)
-    MemoryOptions(n_ctx, **memory)  # checked before a model of many gigabytes is read
-    kernels = select_kernels(model.kernels)
-    if model.n_threads is not None:
-        set_threads(kernels, model.n_threads)
-    loaded = load_model(
-        model.path, dtype=model.dtype, quantize=model.quantize, kernels=kernels, progress=model.progress
+    if progress is not None and not callable(progress):
+        raise InvalidRequest(f"progress must be a function of bytes read and bytes in all, got {progress!r}")
+    source = find(path)
+    n_ctx = context_size(n_ctx, source.config.n_ctx_train)
+    memory_options = MemoryOptions(n_ctx, on_resize=_record_in(events), **memory)
+    if n_threads is not None:
+        n_threads = whole_number("n_threads (-t)", n_threads, 1, _MOST_THREADS, "leave it out for all cores")
+    return source.load(
+        RuntimeOptions(
+            memory=memory_options,
+            budget=budget,
+            n_ubatch=n_ubatch,
+            dtype=dtype,
+            quantize=quantize,
+            kernels=kernels,
+            n_threads=n_threads,
+            progress=progress,
+        )
     )
-    decoder = loaded.model
-    options = MemoryOptions(n_ctx, on_resize=_record_in(events), rotate=decoder.rotate_k, **memory)
-    workspace = Workspace(decoder, kernels, budget, n_ubatch)
-    # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
-    workspace.reserve(min(options.initial, n_ctx))
-    engine = Engine(decoder, make_memory(decoder.memory_layers, options, budget), workspace, n_ubatch)
-    cost = MemoryCost(decoder.memory_layers, options)
-    return Loaded(engine, kernels, workspace, loaded.tokenizer, budget, cost)
 
 
 def context_size(n_ctx: int | None, n_ctx_train: int) -> int:
@@ -111,7 +95,7 @@ def cell_types(kv_dtype: str | torch.dtype | Sequence[str | torch.dtype]) -> dic
 
 
 def storage_kind(kv_storage: str) -> StorageKind:
-    """Raises InvalidRequest."""
+    """The storage of this name. Raises InvalidRequest."""
     check_choice("kv_storage", kv_storage, get_args(StorageKind))
     return cast(StorageKind, kv_storage)
 
@@ -120,17 +104,6 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise InvalidRequest, which lists the choices, if ``value`` is none of them."""
     if value not in choices:
         raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def set_threads(kernels: Kernels, n_threads: int) -> None:
-    """Torch and the kernels take turns on the same number of cores. Raises InvalidRequest."""
-    n_threads = whole_number("n_threads (-t)", n_threads, 1, _MOST_THREADS, "leave it out for all cores")
-    if kernels.name == "cpu":
-        from elastikv.kernels.cpu.threads import set_threads as set_kernel_threads
-
-        set_kernel_threads(n_threads)
-    else:
-        torch.set_num_threads(n_threads)
 
 
 def _record_in(events: EventLog) -> Callable[[ResizeEvent], None]:

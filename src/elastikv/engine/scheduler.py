@@ -12,7 +12,6 @@ import numpy as np
 
 from elastikv.batch import Batch
 from elastikv.engine.admission import Admission
-from elastikv.engine.engine import Engine
 from elastikv.engine.events import EventLog
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.params import SamplingParams
@@ -21,14 +20,14 @@ from elastikv.engine.requests import Request
 from elastikv.engine.sessions.store import NONE_LEFT, SessionStore
 from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
 from elastikv.errors import CacheFull, ElastikvError, EngineClosed, QueueFull
-from elastikv.memory import Budget, MemoryCost
-from elastikv.weights.tokenizer import Tokenizer
+from elastikv.memory import Budget
+from elastikv.runtimes.base import Runtime
 
 T = TypeVar("T")
 
 
 class Scheduler:
-    """Runs requests on an engine, step by step. Not thread-safe: see ``LLM.turn``.
+    """Runs requests on a runtime, step by step. Not thread-safe: see ``LLM.turn``.
 
     Requests run in the order of their arrival, at most ``options.n_parallel`` at once. When growth is
     refused, idle sessions leave memory first, then the youngest running request goes back to wait
@@ -40,25 +39,22 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: Engine,
-        tokenizer: Tokenizer,
+        runtime: Runtime,
         budget: Budget,
-        cost: MemoryCost,
         options: SchedulerOptions,
         events: EventLog,
         *,
         n_batch: int,
-        n_ubatch: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options = options
         self.events = events
-        self._engine = engine
-        self._memory = engine.memory
-        self._tokenizer = tokenizer
-        self._eos_token_ids = tuple(sorted({*tokenizer.eos_token_ids, *engine.model.info.eos_token_ids}))
+        self._runtime = runtime
+        self._memory = runtime.memory
+        self._tokenizer = runtime.tokenizer
+        self._eos_token_ids = tuple(sorted({*runtime.tokenizer.eos_token_ids, *runtime.model.info.eos_token_ids}))
         self._n_batch = n_batch
-        self._n_ubatch = n_ubatch
+        self._n_ubatch = runtime.n_ubatch
         self._clock = clock
         self._requests: list[Request] = []  # in the order of their arrival, until they are retired
         self._n_requests = 0
@@ -67,9 +63,9 @@ class Scheduler:
         self._tokens_prompt = self._tokens_cached = self._tokens_generated = 0
         self._seconds_per_request = 1.0
 
-        info = engine.model.info
+        info = runtime.model.info
         self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
-        self._admission = Admission(info.n_vocab, self._memory.n_ctx, cost, budget, self.store)
+        self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, budget, self.store)
 
     # What callers do
 
@@ -241,7 +237,7 @@ class Scheduler:
         concessions = self.store.concessions()
         while chunks := self._plan():
             try:
-                return chunks, self._engine.decode(Batch(chunk.entry for chunk in chunks)).numpy()
+                return chunks, self._runtime.decode(Batch(chunk.entry for chunk in chunks)).numpy()
             except CacheFull as refusal:
                 self.events.add("refusal", n_bytes=refusal.asked)
                 if next(concessions, NONE_LEFT) is NONE_LEFT:

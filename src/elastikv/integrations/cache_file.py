@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from elastikv.errors import SnapshotError
 from elastikv.integrations.cache_memory import CacheMemory
 from elastikv.memory import checked_file
-from elastikv.models.config_identity import config_digest
+from elastikv.runtimes.config_identity import config_digest
 
 _FORMAT = "elastikv-prompt-cache 1"
 

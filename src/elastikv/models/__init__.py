@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastikv.errors import UnsupportedModel
-from elastikv.models.checkpoint import existing, open_checkpoint, read_own_config
+from elastikv.models.checkpoint import open_checkpoint, read_own_config
 from elastikv.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from elastikv.kernels.base import Kernels
     from elastikv.memory.base import LayerMemory
     from elastikv.models.base import Model
-    from elastikv.models.fallback import FallbackConfig
     from elastikv.weights.loader import Progress
     from elastikv.weights.tokenizer import Tokenizer
 
@@ -28,7 +26,7 @@ class LoadedModel:
 
     model: Model
     tokenizer: Tokenizer
-    config: ModelConfig | FallbackConfig
+    config: ModelConfig
 
 
 def load_model(
@@ -41,22 +39,14 @@ def load_model(
 ) -> LoadedModel:
     """Load a Hugging Face folder or a GGUF file.
 
-    A folder of an architecture without a file here runs through transformers' modules, if these know it.
+    ``LLM`` also runs architectures without a file here, see ``runtimes``.
     dtype, quantize: see ``WeightLoader``. progress is called with bytes read and bytes in all.
     Raises ModelError (no such file, no weights), UnsupportedModel, CorruptFile or InvalidRequest.
     """
     from elastikv.models.build import build_decoder
     from elastikv.weights.loader import WeightLoader
 
-    try:
-        checkpoint = open_checkpoint(path)
-    except UnsupportedModel as refusal:
-        from elastikv.models import fallback
-
-        folder = existing(path)
-        config = fallback.read_config(folder, refusal)
-        model, tokenizer = fallback.load(folder, config, dtype, quantize)
-        return LoadedModel(model, tokenizer, config)
+    checkpoint = open_checkpoint(path)
     own, tensors = checkpoint.config, checkpoint.tensors
     try:
         loader = WeightLoader(tensors, str(own), dtype=dtype, quantize=quantize, progress=progress)
@@ -66,22 +56,13 @@ def load_model(
         tensors.close()
 
 
-def read_config(path: str | Path) -> ModelConfig | FallbackConfig:
+def read_config(path: str | Path) -> ModelConfig:
     """The config alone, from a folder, a GGUF file or a ``config.json``; no weights are read or needed."""
-    try:
-        return read_own_config(path)
-    except UnsupportedModel as refusal:
-        from elastikv.models import fallback
-
-        return fallback.read_config(existing(path), refusal)
+    return read_own_config(path)
 
 
-def memory_layers(config: ModelConfig | FallbackConfig) -> Sequence[LayerMemory]:
+def memory_layers(config: ModelConfig) -> Sequence[LayerMemory]:
     """What each layer of such a model asks of memory, in layer order."""
-    if isinstance(config, ModelConfig):
-        from elastikv.models.registry import by_name
+    from elastikv.models.registry import by_name
 
-        return by_name(config.architecture).memory_layers(config)
-    from elastikv.models import fallback
-
-    return fallback.memory_layers(config)
+    return by_name(config.architecture).memory_layers(config)

@@ -25,11 +25,15 @@ from transformers.utils import logging as transformers_logging
 
 from elastikv.batch import Span, UBatch
 from elastikv.errors import CorruptFile, InvalidRequest, ModelError, UnsupportedModel
+from elastikv.kernels import select_kernels
 from elastikv.kernels.base import Buffers
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.models.base import ModelInfo
-from elastikv.models.config_identity import config_digest
-from elastikv.models.fallback_cache import LayerPlan, SequenceCache, plan_layers
+from elastikv.models.checkpoint import existing
+from elastikv.runtimes.base import RuntimeOptions
+from elastikv.runtimes.config_identity import config_digest
+from elastikv.runtimes.engine import Engine, open_engine
+from elastikv.runtimes.sequence_cache import LayerPlan, SequenceCache, plan_layers
 from elastikv.weights.hf.config import refused_by_transformers
 from elastikv.weights.hf.tokenizer import read_hf_tokenizer
 from elastikv.weights.tokenizer import Tokenizer
@@ -55,11 +59,13 @@ class FallbackConfig:
     hf_config: PreTrainedConfig
 
 
-def read_config(path: Path, refusal: UnsupportedModel) -> FallbackConfig:
-    """The config in a folder, or a ``config.json``. Raises ``refusal`` where transformers cannot run it either.
+def _read_config(path: Path) -> FallbackConfig:
+    """The config in a folder, or a ``config.json``. Raises UnsupportedModel where transformers cannot run it.
 
     Raises CorruptFile where its class refuses a field.
     """
+    refusal = UnsupportedModel(f"{path}: transformers cannot run this model")
+    path = existing(path)
     if path.suffix == ".gguf":
         raise refusal
     folder = path if path.is_dir() else path.parent
@@ -83,7 +89,7 @@ def read_config(path: Path, refusal: UnsupportedModel) -> FallbackConfig:
     )
 
 
-def memory_layers(config: FallbackConfig) -> Sequence[LayerMemory]:
+def _memory_layers(config: FallbackConfig) -> Sequence[LayerMemory]:
     """What each layer asks of memory: shapes alone are computed, with no weights. Raises UnsupportedModel."""
     try:
         with torch.device("meta"):
@@ -96,7 +102,7 @@ def memory_layers(config: FallbackConfig) -> Sequence[LayerMemory]:
     return layers
 
 
-def load(folder: Path, config: FallbackConfig, dtype: str, quantize: str | None) -> tuple[FallbackModel, Tokenizer]:
+def _load(folder: Path, config: FallbackConfig, dtype: str, quantize: str | None) -> tuple[FallbackModel, Tokenizer]:
     """Raises ModelError, CorruptFile, UnsupportedModel or InvalidRequest."""
     if dtype not in _DTYPES:
         raise InvalidRequest(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
@@ -119,6 +125,27 @@ def load(folder: Path, config: FallbackConfig, dtype: str, quantize: str | None)
         "%s: %s has no fast path here; it runs through transformers' modules", config.name, config.architecture
     )
     return model, tokenizer
+
+
+class TransformersSource:
+    """A ``Source``: a Hugging Face folder, or a ``config.json`` alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.config = _read_config(path)
+
+    def memory_layers(self) -> Sequence[LayerMemory]:
+        """What each layer asks of memory: shapes alone are computed. Raises UnsupportedModel."""
+        return _memory_layers(self.config)
+
+    def load(self, options: RuntimeOptions) -> Engine:
+        """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
+        kernels = select_kernels(options.kernels)
+        use_threads = torch.set_num_threads
+        if options.n_threads is not None:
+            use_threads(options.n_threads)
+        model, tokenizer = _load(existing(self._path), self.config, options.dtype, options.quantize)
+        return open_engine(model, tokenizer, kernels, options, use_threads)
 
 
 class FallbackModel:

@@ -1,0 +1,128 @@
+"""What runs a model, as those above know it: ``decode(batch) -> logits``, a Memory, a tokenizer, facts and costs.
+
+A runtime is a module with a class that follows ``Source`` and has a line in ``runtimes.RUNTIMES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from elastikv.batch import Batch
+from elastikv.memory import Budget, MemoryCost, MemoryOptions
+from elastikv.memory.base import LayerMemory, Memory
+from elastikv.models.base import ModelInfo
+from elastikv.weights.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """What a runtime is asked for. ``memory.rotate`` is the runtime's to set.
+
+    n_ubatch: tokens computed at once. dtype, quantize, kernels: see ``LLM``. n_threads: None leaves torch's setting.
+    progress: called while loading with bytes read and bytes in all.
+    """
+
+    memory: MemoryOptions
+    budget: Budget
+    n_ubatch: int
+    dtype: str = "auto"
+    quantize: str | None = None
+    kernels: str = "auto"
+    n_threads: int | None = None
+    progress: Callable[[int, int], None] | None = None
+
+
+class Described(Protocol):
+    """A loaded model as far as those above a runtime know it."""
+
+    info: ModelInfo
+
+
+class Runtime(Protocol):
+    """A loaded model and the memory of its sequences. Not for several threads at once."""
+
+    @property
+    def model(self) -> Described:
+        """Of what kind it is beyond ``info`` is the runtime's own business."""
+        ...
+
+    @property
+    def memory(self) -> Memory:
+        """Of all sequences."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """From text to token ids and back."""
+        ...
+
+    @property
+    def cost(self) -> MemoryCost:
+        """What a sequence commits, by its length."""
+        ...
+
+    @property
+    def n_ubatch(self) -> int:
+        """Tokens computed at once."""
+        ...
+
+    def decode(self, batch: Batch) -> torch.Tensor:
+        """Append the batch's tokens and compute them; float32 logits ``[n_outputs, n_vocab]`` on the host.
+
+        Rows are in the order of ``batch.entries``. Whatever is raised, CacheFull and KeyboardInterrupt included, memory
+        holds what it held before; or, if an interrupt came after all was computed, all of the batch.
+        """
+        ...
+
+    def set_threads(self, n_threads: int) -> None:
+        """Let the calling thread compute on so many cores from now on. Raises InvalidRequest."""
+        ...
+
+    def close(self) -> None:
+        """Give all memory back; of no use after that."""
+        ...
+
+
+class Config(Protocol):
+    """What is known of a model before its weights are read."""
+
+    @property
+    def name(self) -> str:
+        """Of the folder or the file."""
+        ...
+
+    @property
+    def architecture(self) -> str:
+        """The model type."""
+        ...
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens that a sequence had at most when the model was trained."""
+        ...
+
+
+class Source(Protocol):
+    """A model on disk that a runtime can run; none of its weights are read yet."""
+
+    @property
+    def config(self) -> Config:
+        """Its facts."""
+        ...
+
+    def __init__(self, path: Path) -> None:
+        """Raises UnsupportedModel where the runtime cannot run it; ModelError, CorruptFile where nobody could."""
+        ...
+
+    def memory_layers(self) -> Sequence[LayerMemory]:
+        """What each layer asks of memory, in layer order. Raises UnsupportedModel."""
+        ...
+
+    def load(self, options: RuntimeOptions) -> Runtime:
+        """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
+        ...

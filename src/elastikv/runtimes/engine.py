@@ -1,0 +1,102 @@
+"""One ``decode`` call: all of a batch, or none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from elastikv.batch import Batch, UBatch
+from elastikv.kernels.base import Kernels
+from elastikv.memory import MemoryCost, make_memory
+from elastikv.memory.base import Memory
+from elastikv.models.base import Model
+from elastikv.runtimes.base import RuntimeOptions
+from elastikv.runtimes.workspace import Workspace
+from elastikv.weights.tokenizer import Tokenizer
+
+
+class Engine:
+    """A ``Runtime``: a model that torch computes, the memory it fills and the buffers it computes in.
+
+    use_threads: lets the calling thread compute on so many cores.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        memory: Memory,
+        workspace: Workspace,
+        n_ubatch: int,
+        *,
+        tokenizer: Tokenizer,
+        cost: MemoryCost,
+        use_threads: Callable[[int], None] = torch.set_num_threads,
+    ) -> None:
+        self.model = model
+        self.memory = memory
+        self.tokenizer = tokenizer
+        self.cost = cost
+        self.n_ubatch = n_ubatch
+        self._workspace = workspace
+        self._use_threads = use_threads
+        self._reserved_for: int | None = None
+
+    def decode(self, batch: Batch) -> torch.Tensor:
+        """Append the batch's tokens and compute them; see ``Runtime.decode``."""
+        try:
+            ubatches = self.memory.init_batch(batch, self.n_ubatch)
+            self._reserve_workspace()
+            logits = self._forward(ubatches)
+            self.memory.commit()
+        except BaseException:
+            self.memory.rollback()
+            raise
+        return logits
+
+    def set_threads(self, n_threads: int) -> None:
+        """Let the calling thread compute on so many cores from now on."""
+        self._use_threads(n_threads)
+
+    def close(self) -> None:
+        """Give all cells, states and buffers back."""
+        self.memory.close()
+        self._workspace.close()
+
+    def _reserve_workspace(self) -> None:
+        """Compute buffers follow the capacity within the call that changed it."""
+        if self._reserved_for != self.memory.generation:
+            self._workspace.reserve(self.memory.max_capacity)
+            self._reserved_for = self.memory.generation
+
+    def _forward(self, ubatches: Sequence[UBatch]) -> torch.Tensor:
+        """Compute ubatch by ubatch; the rows are copied, because the next ubatch reuses the buffers."""
+        n_outputs = sum(len(ubatch.output_rows) for ubatch in ubatches)
+        logits = torch.empty(n_outputs, self.model.info.n_vocab)
+        n_done = 0
+        for ubatch in ubatches:
+            self.memory.apply(ubatch)
+            rows = self.model.forward(ubatch, self.memory, self._workspace)
+            logits[n_done : n_done + len(rows)] = rows
+            n_done += len(rows)
+        return logits
+
+
+def open_engine(
+    model: Model, tokenizer: Tokenizer, kernels: Kernels, options: RuntimeOptions, use_threads: Callable[[int], None]
+) -> Engine:
+    """Open the memory that a model declares, and its buffers. CacheFull if not even these fit."""
+    memory = replace(options.memory, rotate=model.rotate_k)
+    workspace = Workspace(model, kernels, options.budget, options.n_ubatch)
+    # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
+    workspace.reserve(min(memory.initial, memory.n_ctx))
+    return Engine(
+        model,
+        make_memory(model.memory_layers, memory, options.budget),
+        workspace,
+        options.n_ubatch,
+        tokenizer=tokenizer,
+        cost=MemoryCost(model.memory_layers, memory),
+        use_threads=use_threads,
+    )

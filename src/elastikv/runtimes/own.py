@@ -1,0 +1,48 @@
+"""The runtime "elastikv": the architectures in ``models/``, on our kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from elastikv.kernels import Kernels, select_kernels
+from elastikv.memory.base import LayerMemory
+from elastikv.models import load_model, memory_layers, read_config
+from elastikv.runtimes.base import RuntimeOptions
+from elastikv.runtimes.engine import Engine, open_engine
+
+
+class OwnSource:
+    """A ``Source``: a Hugging Face folder, a GGUF file, or a ``config.json`` alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.config = read_config(path)
+
+    def memory_layers(self) -> Sequence[LayerMemory]:
+        """What each layer asks of memory, in layer order."""
+        return memory_layers(self.config)
+
+    def load(self, options: RuntimeOptions) -> Engine:
+        """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
+        kernels = select_kernels(options.kernels)
+        use_threads = partial(_set_threads, kernels)
+        if options.n_threads is not None:
+            use_threads(options.n_threads)
+        loaded = load_model(
+            self._path, dtype=options.dtype, quantize=options.quantize, kernels=kernels, progress=options.progress
+        )
+        return open_engine(loaded.model, loaded.tokenizer, kernels, options, use_threads)
+
+
+def _set_threads(kernels: Kernels, n_threads: int) -> None:
+    """Torch and the kernels take turns on the same number of cores."""
+    if kernels.name == "cpu":
+        from elastikv.kernels.cpu.threads import set_threads
+
+        set_threads(n_threads)
+    else:
+        torch.set_num_threads(n_threads)
