@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from history_model import BYTES_PER_CELL, Rig, expected_tokens
+from support.history_model import BYTES_PER_CELL, Rig, expected_tokens
 from support.interrupts import every_line
 
 from elastikv.batch import Batch, SeqTokens

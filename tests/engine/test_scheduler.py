@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from history_model import BYTES_PER_CELL, Rig, expected_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.history_model import BYTES_PER_CELL, Rig, expected_tokens
 
 from elastikv.engine.params import SamplingParams
 from elastikv.errors import CacheFull, EngineClosed, GenerationCut, InvalidRequest, PromptTooLong, QueueFull

@@ -11,10 +11,10 @@ from elastikv.memory.machine import MachineMemory
 class Held:
     """So many bytes, committed under a budget."""
 
-    def __init__(self, budget: Budget, n_bytes: int, account: Account = "kv") -> None:
-        budget.require(n_bytes)
+    def __init__(self, budget: Budget, n_bytes: int, account: Account = "kv", pool: str = "cpu") -> None:
+        budget.require(n_bytes, pool)
         self.committed_bytes = n_bytes
-        budget.watch(self, account)
+        budget.watch(self, account, pool)
 
 
 def machine(available: int, total: int = 1000) -> MachineMemory:
@@ -105,3 +105,26 @@ def test_parse_auto_is_below_what_this_machine_has_available() -> None:
 def test_malformed_budgets(text: str | int) -> None:
     with pytest.raises(InvalidRequest):
         Budget.parse(text)
+
+
+def test_each_pool_has_a_ledger_and_one_limit_holds_for_all() -> None:
+    budget = Budget(1000, machine=lambda: machine(10**6))
+    budget.add_pool("card", lambda: machine(520))
+    held = [Held(budget, 300, "kv", "card"), Held(budget, 400, "compute")]
+    assert (budget.pool_bytes("card"), budget.pool_bytes("cpu")) == (300, 400)
+    assert (budget.kv_bytes, budget.compute_bytes, budget.committed_bytes) == (300, 400, 700)
+    assert (budget.left("card"), budget.left("cpu")) == (300, 300)
+    with pytest.raises(CacheFull) as refusal:
+        budget.require(301, "card")
+    assert refusal.value.resource == "kv-budget"
+    del held[1]
+    assert (budget.left("card"), budget.left("cpu")) == (500, 700)
+    with pytest.raises(CacheFull) as refusal:
+        budget.require(501, "card")
+    assert (refusal.value.resource, refusal.value.left, refusal.value.limit) == ("machine", 500, 800)
+
+
+def test_auto_is_what_all_pools_can_spare() -> None:
+    budget = Budget(auto=True, machine=lambda: machine(500, total=1000))
+    budget.add_pool("card", lambda: machine(300, total=1000))
+    assert budget.limit_bytes == 400 + 200

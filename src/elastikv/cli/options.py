@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CELL_TYPES = ("f32", "f16", "bf16", "q8_0")
 DTYPES = ("auto", "f32", "bf16", "f16")
+RUNTIMES = ("auto", "elastikv", "transformers")
 QUANTS = ("none", "q8_0", "q4_0")
 
 
@@ -26,6 +27,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads; none: all cores")
     model.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
     model.add_argument("-ub", "--ubatch-size", type=int, default=512, metavar="N", help="tokens computed at once")
+    model.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what runs it; auto: the first that can")
+    model.add_argument("--device", default="cpu", metavar="NAME", help="where weights and memory are: cpu")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="weights in memory; auto: as in the file")
     model.add_argument("--quantize", choices=QUANTS, help="pack the weights; none given: as in the file")
     model.add_argument("--kernels", choices=("auto", "cpu", "reference"), default="auto", help="numba, or plain torch")
@@ -84,6 +87,8 @@ def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:
         "n_threads": args.threads,
         "n_batch": args.batch_size,
         "n_ubatch": args.ubatch_size,
+        "runtime": args.runtime,
+        "device": args.device,
         "dtype": args.dtype,
         "quantize": args.quantize,
         "kernels": args.kernels,

@@ -45,6 +45,8 @@ class LLM:
     kv_initial: cells of a new sequence. kv_budget: ``"4GiB"``, bytes, ``"auto"`` or ``"none"``, for cells and
     compute buffers together. kv_storage: ``"auto"``, ``"mmap"`` or ``"copy"``.
     kv_dtype: type of the cells, ``"f32"``, ``"f16"``, ``"bf16"`` or ``"q8_0"``, or a pair for K and V.
+    runtime: ``"elastikv"`` for architectures that have a file in ``models/``, ``"transformers"`` for others;
+    ``"auto"``: the first that can run the model. device: of weights and memory; only ``"cpu"`` is served.
     dtype, quantize: of the weights; see ``models.load_model``. Types are also known by torch's names
     (``"float32"``, ``torch.bfloat16``). n_batch: tokens of one decode call at most;
     n_ubatch: tokens computed at once. n_threads: None leaves torch's setting as it is.
@@ -70,6 +72,8 @@ class LLM:
         kv_budget: str | int | None = "auto",
         kv_storage: str = "auto",
         kv_dtype: str | torch.dtype | tuple[str | torch.dtype, str | torch.dtype] = "f16",
+        runtime: str = "auto",
+        device: str = "cpu",
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
         kernels: str = "auto",
@@ -96,13 +100,15 @@ class LLM:
         }
         self.events = EventLog(clock)
         self.budget = Budget.parse(kv_budget)
-        runtime = load(
+        self._runtime = load(
             _model_path(model),
             memory_options,
             self.budget,
             n_ctx,
             n_ubatch,
             self.events,
+            runtime=runtime,
+            device=device,
             dtype=type_name("dtype", dtype),
             quantize=quantize,
             kernels=kernels,
@@ -115,10 +121,9 @@ class LLM:
         self._lock = threading.RLock()
         self._of_thread = threading.local()
         self._is_closed = False
-        self._engine = runtime
-        self.tokenizer = runtime.tokenizer
-        self.cost = runtime.cost
-        self._scheduler = Scheduler(runtime, self.budget, options, self.events, n_batch=n_batch, clock=clock)
+        self.tokenizer = self._runtime.tokenizer
+        self.cost = self._runtime.cost
+        self._scheduler = Scheduler(self._runtime, self.budget, options, self.events, n_batch=n_batch, clock=clock)
 
     # Everything that computes or commits memory goes through these two.
 
@@ -126,7 +131,7 @@ class LLM:
     def engine(self) -> Runtime:
         """What runs the model. Raises EngineClosed after ``close()``, and in a forked process."""
         self._require_open()
-        return self._engine
+        return self._runtime
 
     @property
     def scheduler(self) -> Scheduler:
@@ -297,7 +302,7 @@ class LLM:
             return
         with self._lock:
             self._scheduler.close()
-            self._engine.close()
+            self._runtime.close()
             self._is_closed = True
 
     def __enter__(self) -> LLM:
@@ -337,7 +342,7 @@ class LLM:
     def _set_threads(self) -> None:
         """The number of cores is a setting of each thread that computes."""
         if self._n_threads is not None and not hasattr(self._of_thread, "has_set_threads"):
-            self._engine.set_threads(self._n_threads)
+            self._runtime.set_threads(self._n_threads)
             self._of_thread.has_set_threads = True
 
     def _require_open(self) -> None:

@@ -19,6 +19,9 @@ from elastikv.memory.storage import StorageKind
 from elastikv.runtimes import find
 from elastikv.runtimes.base import Runtime, RuntimeOptions
 
+DEVICES = ("cpu",)
+"""Torch devices that ``LLM`` takes. Nothing below it knows only these; but on others, nothing has been tried."""
+
 _MOST_THREADS = 1024
 _TYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -31,6 +34,8 @@ def load(
     n_ubatch: int,
     events: EventLog,
     *,
+    runtime: str,
+    device: str,
     dtype: str,
     quantize: str | None,
     kernels: str,
@@ -43,7 +48,11 @@ def load(
     """
     if progress is not None and not callable(progress):
         raise InvalidRequest(f"progress must be a function of bytes read and bytes in all, got {progress!r}")
-    source = find(path)
+    if device not in DEVICES:
+        raise InvalidRequest(
+            f"device (--device) must be {' or '.join(DEVICES)}, got {device!r}; no other is served yet"
+        )
+    source = find(path, runtime)
     n_ctx = context_size(n_ctx, source.config.n_ctx_train)
     memory_options = MemoryOptions(n_ctx, on_resize=_record_in(events), **memory)
     if n_threads is not None:
@@ -53,6 +62,7 @@ def load(
             memory=memory_options,
             budget=budget,
             n_ubatch=n_ubatch,
+            device=device,
             dtype=dtype,
             quantize=quantize,
             kernels=kernels,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from elastikv.errors import InvalidRequest
 from elastikv.kernels.base import Kernels
 
@@ -12,14 +14,18 @@ KERNELS = ("auto", "reference", "cpu")
 _log = logging.getLogger(__name__)
 
 
-def select_kernels(name: str = "auto") -> Kernels:
-    """The backend of this name; ``"auto"``: the fast one, or plain torch, with a warning, where it cannot run.
+def select_kernels(name: str = "auto", device: torch.device | str = "cpu") -> Kernels:
+    """The backend of this name on a device; ``"auto"``: the fastest that it has.
 
+    That is plain torch on any device, and on a processor where the cpu kernels cannot run, with a warning.
     Raises InvalidRequest for an unknown name, and for ``"cpu"`` where it cannot run.
     """
+    device = torch.device(device)
     if name not in KERNELS:
         raise InvalidRequest(f"kernels must be one of {', '.join(KERNELS)}, got {name!r}")
-    if name != "reference":
+    if name == "cpu" and device.type != "cpu":
+        raise InvalidRequest(f"the cpu kernels cannot run on {device}; leave out kernels (--kernels)")
+    if name != "reference" and device.type == "cpu":
         try:
             from elastikv.kernels.cpu import CpuKernels
 
@@ -30,7 +36,7 @@ def select_kernels(name: str = "auto") -> Kernels:
             _log.warning("the cpu kernels cannot run here (%s); plain torch serves", error)
     from elastikv.kernels.reference import ReferenceKernels
 
-    return ReferenceKernels()
+    return ReferenceKernels(device)
 
 
 __all__ = ["KERNELS", "Kernels", "select_kernels"]

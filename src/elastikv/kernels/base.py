@@ -92,11 +92,12 @@ class EmbeddingLayer(Protocol):
 class Kernels(Protocol):
     """A backend: operations on tensors of one device, and the layers made of them.
 
-    name: what ``--kernels`` calls it. packed_types: packed types that ``linear`` multiplies with; layers dequantise
-    others, a few rows at a time. Not for use by several threads at once.
+    name: what ``--kernels`` calls it. device: of all tensors that it takes and gives. packed_types: packed types that
+    ``linear`` multiplies with; layers dequantise others, a few rows at a time. Not for use by several threads at once.
     """
 
     name: str
+    device: torch.device
     packed_types: frozenset[str]
 
     # Layers: ``composed.ComposedKernels`` has them all; a backend overrides those that it can do as a whole.

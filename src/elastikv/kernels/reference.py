@@ -35,6 +35,9 @@ class ReferenceKernels(ComposedKernels):
     name = "reference"
     packed_types: frozenset[str] = frozenset()
 
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
     @override
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
         if not isinstance(weight, torch.Tensor):
@@ -233,9 +236,9 @@ def _attend(q: torch.Tensor, cells: Cells, span: Span, window: int | None, scale
     n_group = n_heads // n_kv_heads
     # [n_kv_heads, n_group * n_tokens, d]
     grouped = (q * scale).view(n_tokens, n_kv_heads, n_group, -1).permute(1, 2, 0, 3).flatten(1, 2)
-    top = torch.full((n_kv_heads, n_group * n_tokens, 1), -math.inf)
+    top = q.new_full((n_kv_heads, n_group * n_tokens, 1), -math.inf)
     total = torch.zeros_like(top)
-    mixed = torch.zeros((n_kv_heads, n_group * n_tokens, dv))
+    mixed = q.new_zeros((n_kv_heads, n_group * n_tokens, dv))
     for p0, p1 in _cell_chunks(cells.first, span, window):
         keys, values = _load_chunk(cells, p0, p1)
         scores = grouped @ keys.transpose(1, 2)
@@ -272,7 +275,8 @@ def _mask(scores: torch.Tensor, span: Span, p0: int, p1: int, window: int | None
     hides_earlier = window is not None and p0 <= span.end - 1 - window
     if not hides_later and not hides_earlier:
         return
-    distance = torch.arange(span.pos, span.end).unsqueeze(1) - torch.arange(p0, p1)
+    of_query = torch.arange(span.pos, span.end, device=scores.device)
+    distance = of_query.unsqueeze(1) - torch.arange(p0, p1, device=scores.device)
     hidden = distance < 0
     if window is not None:
         hidden |= distance >= window

@@ -13,6 +13,9 @@ from elastikv.memory.machine import MachineMemory, read_machine_memory
 
 Account = Literal["kv", "compute"]
 
+HOST = "cpu"
+"""The pool that the processor computes in; other pools are called by their torch device."""
+
 # Parts of the machine's memory that stay free: what `auto` leaves to everybody else, and the
 # margin below which no growth is granted even where no limit was set.
 _AUTO_HEADROOM = 10
@@ -35,6 +38,9 @@ class Budget:
     nothing that is interrupted half way can leave it wrong. Whoever is about to commit more calls
     ``require`` first, transients included. ``limit_bytes=None`` sets no limit of its own; the machine's
     holds always.
+
+    The limit is for all pools of memory together (the host's, a device's); each pool has a ledger of its own, and what
+    the machine has left there bounds it as well. machine: of the host's pool.
     """
 
     def __init__(
@@ -46,13 +52,13 @@ class Budget:
     ) -> None:
         self._limit = limit_bytes
         self._auto = auto
-        self._machine = machine
-        self._holders: dict[Account, list[weakref.ref[Holder]]] = {"kv": [], "compute": []}
+        self._machines = {HOST: machine}
+        self._holders: dict[tuple[str, Account], list[weakref.ref[Holder]]] = {}
         self.peak_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled, it is the same limit; who holds memory under it stays here."""
-        return {**self.__dict__, "_holders": {"kv": [], "compute": []}}
+        return {**self.__dict__, "_holders": {}}
 
     @classmethod
     def parse(cls, text: str | int | None) -> Budget:
@@ -76,58 +82,75 @@ class Budget:
             raise InvalidRequest(f"a budget must be positive, got {text!r}")
         self._limit, self._auto = limit, auto
 
-    def watch(self, holder: Holder, account: Account = "kv") -> None:
-        """Count what ``holder`` has committed, for as long as it lives."""
-        holders = self._holders[account]
+    def add_pool(self, pool: str, machine: Callable[[], MachineMemory]) -> None:
+        """Keep a ledger for another pool of memory; ``machine`` says what it has, and what is left of it."""
+        self._machines[pool] = machine
+
+    def watch(self, holder: Holder, account: Account = "kv", pool: str = HOST) -> None:
+        """Count what ``holder`` has committed in a pool, for as long as it lives."""
+        holders = self._holders.setdefault((pool, account), [])
         holders.append(weakref.ref(holder, holders.remove))
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of cells and states that are committed now."""
-        return self._sum("kv")
+        return self._sum(account="kv")
 
     @property
     def compute_bytes(self) -> int:
         """Bytes of compute buffers that are committed now."""
-        return self._sum("compute")
+        return self._sum(account="compute")
 
     @property
     def committed_bytes(self) -> int:
         """Bytes that all holders have committed now."""
-        return self.kv_bytes + self.compute_bytes
+        return self._sum()
+
+    def pool_bytes(self, pool: str) -> int:
+        """Bytes that all holders have committed in one pool now."""
+        return self._sum(pool=pool)
 
     @property
     def limit_bytes(self) -> int | None:
         """The limit in force; with ``auto`` what it would be now; None without a limit."""
-        return self.committed_bytes + self._machine_left() if self._auto else self._limit
+        return self.committed_bytes + sum(map(self._machine_left, self._machines)) if self._auto else self._limit
 
-    def left(self) -> int:
-        """Bytes that could be committed now."""
-        machine = self._machine_left()
+    def left(self, pool: str = HOST) -> int:
+        """Bytes that could be committed in a pool now."""
+        machine = self._machine_left(pool)
         return machine if self._limit is None else min(machine, max(self._limit - self.committed_bytes, 0))
 
-    def require(self, n_bytes: int) -> None:
-        """Before ``n_bytes`` more are committed: CacheFull if they may not be. The peak takes them as committed."""
-        if n_bytes > 0 and n_bytes > self.left():
-            raise self._refusal(n_bytes)
+    def require(self, n_bytes: int, pool: str = HOST) -> None:
+        """Before ``n_bytes`` more are committed in a pool: CacheFull if they may not be.
+
+        The peak takes them as committed.
+        """
+        if n_bytes > 0 and n_bytes > self.left(pool):
+            raise self._refusal(n_bytes, pool)
         self.peak_bytes = max(self.peak_bytes, self.committed_bytes + max(n_bytes, 0))
 
     def reset_peak(self) -> None:
         """Let ``peak_bytes`` begin again at what is committed now."""
         self.peak_bytes = self.committed_bytes
 
-    def _sum(self, account: Account) -> int:
-        return sum(holder.committed_bytes for ref in list(self._holders[account]) if (holder := ref()) is not None)
+    def _sum(self, pool: str | None = None, account: Account | None = None) -> int:
+        return sum(
+            holder.committed_bytes
+            for (its_pool, its_account), holders in list(self._holders.items())
+            if pool in (None, its_pool) and account in (None, its_account)
+            for ref in list(holders)
+            if (holder := ref()) is not None
+        )
 
-    def _refusal(self, n_bytes: int) -> CacheFull:
+    def _refusal(self, n_bytes: int, pool: str) -> CacheFull:
         """Not to be kept in the frame that raises it, or frame and refusal keep each other from being freed."""
         if self._limit is not None and self.committed_bytes + n_bytes > self._limit:
             left = max(self._limit - self.committed_bytes, 0)
             return CacheFull("kv-budget", asked=n_bytes, left=left, limit=self._limit)
-        left = self._machine_left()
-        return CacheFull("machine", asked=n_bytes, left=left, limit=self.committed_bytes + left)
+        left = self._machine_left(pool)
+        return CacheFull("machine", asked=n_bytes, left=left, limit=self.pool_bytes(pool) + left)
 
-    def _machine_left(self) -> int:
-        machine = self._machine()
+    def _machine_left(self, pool: str) -> int:
+        machine = self._machines[pool]()
         headroom = machine.total_bytes // (_AUTO_HEADROOM if self._auto else _MACHINE_HEADROOM)
         return max(machine.available_bytes - headroom, 0)

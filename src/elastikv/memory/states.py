@@ -59,6 +59,7 @@ class StatePool:
         self._layers = tuple(layers)
         self._device = torch.device(device)
         self._budget = budget
+        self._pool = device
         self._n_bytes = state_bytes(layers)
         self.buffer_bytes = committed_size(self._n_bytes, self._device)
         self.spare: list[StateBuffer] = []
@@ -71,13 +72,13 @@ class StatePool:
             if zeroed:
                 buffer.zero()
             return buffer
-        self._budget.require(self.buffer_bytes)
+        self._budget.require(self.buffer_bytes, self._pool)
         try:
             buffer = StateBuffer(self._layers, allocate_block(self._n_bytes, self._device))
         except MemoryError as error:
-            left = self._budget.left()
+            left = self._budget.left(self._pool)
             raise CacheFull("machine", asked=self.buffer_bytes, left=left, limit=None) from error
-        self._budget.watch(buffer)
+        self._budget.watch(buffer, pool=self._pool)
         self.generation += 1
         return buffer
 

@@ -68,7 +68,7 @@ class Streams:
             raise CacheFull("n_ctx", asked=n_cells, left=self._options.n_ctx, limit=self._options.n_ctx)
         stream = self._reserve()
         try:
-            _change_all([(stream, self._exact_capacity(n_cells))], self._budget)
+            _change_all([(stream, self._exact_capacity(n_cells))], self._budget, self._options.device)
         except BaseException:
             stream.storage.close()
             raise
@@ -170,7 +170,7 @@ class Streams:
         self.touch()
         before = {seq_id: stream.capacity for seq_id, stream in streams.items()}
         try:
-            _change_all(list(zip(streams.values(), capacities, strict=True)), self._budget)
+            _change_all(list(zip(streams.values(), capacities, strict=True)), self._budget, self._options.device)
             self._streams |= streams
         except BaseException:
             for seq_id, stream in streams.items():
@@ -181,7 +181,9 @@ class Streams:
 
     def _n_spare(self, streams: Mapping[int, Stream], needed: Sequence[int]) -> int:
         """Cells that each of the streams could have beyond ``needed``."""
-        n_bytes = self._budget.left() - _peak_bytes(list(zip(streams.values(), needed, strict=True)))
+        n_bytes = self._budget.left(self._options.device) - _peak_bytes(
+            list(zip(streams.values(), needed, strict=True))
+        )
         return max(n_bytes, 0) // self.bytes_per_cell // len(streams)
 
     def _exact_capacity(self, n_cells: int) -> int:
@@ -212,9 +214,9 @@ class Streams:
                 self._options.on_resize(event)
 
 
-def _change_all(changes: Sequence[CapacityChange], budget: Budget) -> None:
+def _change_all(changes: Sequence[CapacityChange], budget: Budget, pool: str) -> None:
     """Growths come first, after the budget agreed to all of them; what undoes them, a shrink, cannot fail."""
-    budget.require(_peak_bytes(changes))
+    budget.require(_peak_bytes(changes), pool)
     grown: list[CapacityChange] = []
     try:
         for stream, capacity in changes:

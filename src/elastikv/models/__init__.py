@@ -49,7 +49,9 @@ def load_model(
     checkpoint = open_checkpoint(path)
     own, tensors = checkpoint.config, checkpoint.tensors
     try:
-        loader = WeightLoader(tensors, str(own), dtype=dtype, quantize=quantize, progress=progress)
+        loader = WeightLoader(
+            tensors, str(own), dtype=dtype, quantize=quantize, device=kernels.device, progress=progress
+        )
         tokenizer = tensors.tokenizer(own.eos_token_ids)
         return LoadedModel(build_decoder(checkpoint.architecture, own, loader, kernels), tokenizer, own)
     finally:

@@ -35,6 +35,11 @@ class Model(Protocol):
     info: ModelInfo
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes, and so where its memory and its buffers are."""
+        ...
+
+    @property
     def memory_layers(self) -> Sequence[LayerMemory]:
         """What each layer asks of memory, in layer order."""
         ...
@@ -46,6 +51,10 @@ class Model(Protocol):
 
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
         """Compute buffers that ``forward`` views by name, in bytes, for ubatches up to ``n_ubatch`` tokens."""
+        ...
+
+    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
+        """Bytes that ``forward`` allocates by itself at most, over streams of up to ``max_capacity`` cells."""
         ...
 
     def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:

@@ -53,6 +53,7 @@ class Decoder:
         self._head = head
         self._kernels = kernels
         self._ropes = [block.mixer.rope for block in blocks if block.mixer.rope is not None]
+        self.device = kernels.device
         self._angles = [(rope, f"cos.{i}", f"sin.{i}") for i, rope in enumerate(dict.fromkeys(self._ropes))]
 
     def rotate_k(self, layer: int, k: torch.Tensor, delta: int) -> torch.Tensor:
@@ -69,12 +70,16 @@ class Decoder:
                 widths[name] = max(widths.get(name, 0), width)
         return {name: 4 * n_ubatch * width for name, width in widths.items()}
 
+    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
+        """Bytes of scratch that the kernels hold at most."""
+        return self._kernels.scratch_bytes(n_ubatch, max_capacity)
+
     @torch.no_grad()
     def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
         """float32 logits ``[n_outputs, n_vocab]``, a tensor of the caller's own."""
         n_outputs, shape = len(ubatch.output_rows), (ubatch.n_tokens, len(self._norm.before))
         residual, delta = buffers.view("residual", shape), buffers.view("delta", shape)
-        self._embedding(torch.from_numpy(ubatch.token_ids), out=residual)
+        self._embedding(torch.from_numpy(ubatch.token_ids).to(self.device), out=residual)
         delta.zero_()
 
         forward = self._begin(ubatch, memory, buffers)
@@ -85,16 +90,16 @@ class Decoder:
         mixer, feed_forward = self._blocks[-1]
         mixer(delta, residual, forward)
         if n_outputs == 0:
-            return torch.empty((0, self.info.n_vocab))
+            return torch.empty((0, self.info.n_vocab), device=self.device)
         if n_outputs < ubatch.n_tokens:  # memory has what it needs of the others
-            rows = torch.from_numpy(ubatch.output_rows)
+            rows = torch.from_numpy(ubatch.output_rows).to(self.device)
             delta, residual = delta[rows], residual[rows]
         feed_forward(delta, residual, forward)
         return self._logits(delta, residual, buffers)
 
     def _begin(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> ForwardPass:
         attention, recurrent = halves(memory)
-        positions, rotations = torch.from_numpy(ubatch.positions), {}
+        positions, rotations = torch.from_numpy(ubatch.positions).to(self.device), {}
         for rope, cos_name, sin_name in self._angles:
             shape = (ubatch.n_tokens, rope.half)
             cos, sin = rotations[rope] = buffers.view(cos_name, shape), buffers.view(sin_name, shape)
@@ -104,4 +109,4 @@ class Decoder:
     def _logits(self, delta: torch.Tensor, residual: torch.Tensor, buffers: Buffers) -> torch.Tensor:
         normed = buffers.view("normed", tuple(delta.shape))
         self._kernels.add_rms_norm(delta, residual, self._norm.before, self._norm.eps, out=normed)
-        return self._head(normed, out=torch.empty((len(delta), self.info.n_vocab)))
+        return self._head(normed, out=torch.empty((len(delta), self.info.n_vocab), device=self.device))

@@ -41,7 +41,7 @@ class ModelReader:
         self.config = config
         self.loader = loader
         self.kernels = kernels
-        self.rope = functools.cache(make_rope)
+        self.rope = functools.cache(functools.partial(make_rope, device=kernels.device))
         """Layers that rotate alike share one ``Rope``."""
 
     def norm(self, name: str) -> torch.Tensor:

@@ -54,9 +54,9 @@ def read_rope(
     )
 
 
-def make_rope(config: RopeConfig) -> Rope:
-    """The frequencies and the scale of cos and sin that a config describes."""
-    return Rope(_frequencies(config), _attention_factor(config))
+def make_rope(config: RopeConfig, device: torch.device | str = "cpu") -> Rope:
+    """The frequencies, on a device, and the scale of cos and sin that a config describes."""
+    return Rope(_frequencies(config).to(device), _attention_factor(config))
 
 
 def _frequencies(config: RopeConfig) -> torch.Tensor:

@@ -21,15 +21,17 @@ from elastikv.weights.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
-    """What a runtime is asked for. ``memory.rotate`` is the runtime's to set.
+    """What a runtime is asked for. ``rotate`` and ``device`` of ``memory`` are the runtime's to set.
 
-    n_ubatch: tokens computed at once. dtype, quantize, kernels: see ``LLM``. n_threads: None leaves torch's setting.
+    n_ubatch: tokens computed at once. device, dtype, quantize, kernels: see ``LLM``. n_threads: None leaves torch's
+    setting.
     progress: called while loading with bytes read and bytes in all.
     """
 
     memory: MemoryOptions
     budget: Budget
     n_ubatch: int
+    device: str = "cpu"
     dtype: str = "auto"
     quantize: str | None = None
     kernels: str = "auto"

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from elastikv.batch import Batch, UBatch
-from elastikv.kernels.base import Kernels
 from elastikv.memory import MemoryCost, make_memory
 from elastikv.memory.base import Memory
 from elastikv.models.base import Model
@@ -84,11 +83,11 @@ class Engine:
 
 
 def open_engine(
-    model: Model, tokenizer: Tokenizer, kernels: Kernels, options: RuntimeOptions, use_threads: Callable[[int], None]
+    model: Model, tokenizer: Tokenizer, options: RuntimeOptions, use_threads: Callable[[int], None]
 ) -> Engine:
     """Open the memory that a model declares, and its buffers. CacheFull if not even these fit."""
-    memory = replace(options.memory, rotate=model.rotate_k)
-    workspace = Workspace(model, kernels, options.budget, options.n_ubatch)
+    memory = replace(options.memory, rotate=model.rotate_k, device=str(model.device))
+    workspace = Workspace(model, options.budget, options.n_ubatch)
     # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
     workspace.reserve(min(memory.initial, memory.n_ctx))
     return Engine(

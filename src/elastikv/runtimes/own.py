@@ -28,14 +28,14 @@ class OwnSource:
 
     def load(self, options: RuntimeOptions) -> Engine:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
-        kernels = select_kernels(options.kernels)
+        kernels = select_kernels(options.kernels, options.device)
         use_threads = partial(_set_threads, kernels)
         if options.n_threads is not None:
             use_threads(options.n_threads)
         loaded = load_model(
             self._path, dtype=options.dtype, quantize=options.quantize, kernels=kernels, progress=options.progress
         )
-        return open_engine(loaded.model, loaded.tokenizer, kernels, options, use_threads)
+        return open_engine(loaded.model, loaded.tokenizer, options, use_threads)
 
 
 def _set_threads(kernels: Kernels, n_threads: int) -> None:

@@ -25,7 +25,6 @@ from transformers.utils import logging as transformers_logging
 
 from elastikv.batch import Span, UBatch
 from elastikv.errors import CorruptFile, InvalidRequest, ModelError, UnsupportedModel
-from elastikv.kernels import select_kernels
 from elastikv.kernels.base import Buffers
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.models.base import ModelInfo
@@ -140,12 +139,11 @@ class TransformersSource:
 
     def load(self, options: RuntimeOptions) -> Engine:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
-        kernels = select_kernels(options.kernels)
         use_threads = torch.set_num_threads
         if options.n_threads is not None:
             use_threads(options.n_threads)
         model, tokenizer = _load(existing(self._path), self.config, options.dtype, options.quantize)
-        return open_engine(model, tokenizer, kernels, options, use_threads)
+        return open_engine(model, tokenizer, options, use_threads)
 
 
 class FallbackModel:
@@ -155,9 +153,10 @@ class FallbackModel:
 
     def __init__(self, module: Any, config: FallbackConfig) -> None:
         self._module = module
+        self.device: torch.device = module.device
         self._selects_logits = "logits_to_keep" in _parameters(module)
         self._plans: list[LayerPlan]
-        self._plans, self.memory_layers, n_vocab = _probe(module, config.name, module.device)
+        self._plans, self.memory_layers, n_vocab = _probe(module, config.name, self.device)
         stateful = any(plan.recurrent is not None for plan in self._plans)
         self._one_by_one = stateful and not _continues_in_chunks(module)
         self.info = ModelInfo(
@@ -174,6 +173,10 @@ class FallbackModel:
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
         """None: transformers' modules allocate for themselves."""
         return {}
+
+    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
+        """0: what transformers' modules allocate for themselves is not known here."""
+        return 0
 
     @torch.inference_mode()
     def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:

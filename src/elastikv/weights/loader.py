@@ -25,8 +25,8 @@ class WeightLoader:
     """Builds the parts of a model and counts what it read.
 
     config: the model's, as text, for the fingerprint. dtype: of dense matrices, ``"auto"`` as stored. quantize: a
-    packed type for every matrix, ``"none"`` to unpack, None to take each as the file has it. progress is called with
-    bytes read and bytes in all.
+    packed type for every matrix, ``"none"`` to unpack, None to take each as the file has it. device: of what it builds.
+    progress is called with bytes read and bytes in all.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class WeightLoader:
         *,
         dtype: str = "auto",
         quantize: str | None = None,
+        device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
         if dtype != "auto" and dtype not in _DTYPES:
@@ -45,6 +46,7 @@ class WeightLoader:
         self.source = source
         self._dtype = _DTYPES.get(dtype)
         self._quantize = quantize
+        self._device = torch.device(device)
         self._progress = progress
         self._total = sum(source.nbytes(name) for name in source.names())
         self._done = 0
@@ -97,7 +99,7 @@ class WeightLoader:
 
     def vector(self, name: str, shape: tuple[int, ...], *, offset: float = 0.0) -> torch.Tensor:
         """A small tensor in f32, ``offset`` added."""
-        vector = self._read_dense(name).float().add(offset).contiguous()
+        vector = self._read_dense(name).float().add(offset).contiguous().to(self._device)
         self._check(name, tuple(vector.shape), shape)
         self.weight_bytes += vector.nbytes
         return vector
@@ -122,7 +124,7 @@ class WeightLoader:
                 groups[-1].append(weight)
             else:
                 groups.append([weight])
-        return [_stack(group, self._dtype) for group in groups]
+        return [_stack(group, self._dtype, self._device) for group in groups]
 
     def _check(self, what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
         if shape != wanted:
@@ -162,12 +164,12 @@ class WeightLoader:
             self._progress(self._done, self._total)
 
 
-def _stack(weights: Sequence[Weight], dtype: torch.dtype | None) -> Weight:
+def _stack(weights: Sequence[Weight], dtype: torch.dtype | None, device: torch.device) -> Weight:
     """One above the other, all of one format; dense ones in ``dtype``, if given."""
     first = weights[0]
     shape = (sum(weight.shape[0] for weight in weights), first.shape[1])
     rows = [weight.data if isinstance(weight, PackedTensor) else weight for weight in weights]
-    stacked = own_memory.empty((shape[0], rows[0].shape[1]), _stored_dtype(first, dtype))
+    stacked = own_memory.empty((shape[0], rows[0].shape[1]), _stored_dtype(first, dtype), device)
     for part, source in zip(stacked.split([len(each) for each in rows]), rows, strict=True):
         part.copy_(source)
     return PackedTensor(first.type, shape, stacked) if isinstance(first, PackedTensor) else stacked

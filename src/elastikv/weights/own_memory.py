@@ -15,11 +15,11 @@ import torch
 _SMALLEST_MAPPING = 1 << 16
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised tensor. It owns its memory, which goes back to the system with it."""
+def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialised tensor. On a processor it owns its memory, which goes back to the system with it."""
     n_bytes = torch.Size(shape).numel() * dtype.itemsize
-    if n_bytes < _SMALLEST_MAPPING:
-        return torch.empty(shape, dtype=dtype)
+    if n_bytes < _SMALLEST_MAPPING or device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
     mapping = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError, AttributeError):  # a wish, not a need
         mapping.madvise(mmap.MADV_HUGEPAGE)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from history_model import BYTES_PER_CELL, expected_tokens
+from support.history_model import BYTES_PER_CELL, expected_tokens
 
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.sessions import files as files_module
@@ -286,7 +286,7 @@ def test_a_running_session_cannot_be_erased_and_an_unknown_one_not_found(rig) ->
 _PARK_FOR_EVER = """
 import sys
 from pathlib import Path
-from history_model import Rig
+from support.history_model import Rig
 from elastikv.engine.params import SamplingParams
 
 rig = Rig(park_dir=Path(sys.argv[1]), max_idle=0, n_ctx=4096)
@@ -302,8 +302,8 @@ for seed in range(10_000):
 
 def test_a_writer_that_is_killed_leaves_nothing_broken(rig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Killed at some moment of writing one session after the other; what is found afterwards is whole."""
-    tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), *sys.path])}
+    tests = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     writer = subprocess.Popen(
         [sys.executable, "-c", _PARK_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from history_model import expected_tokens
 from hypothesis import given
 from hypothesis import strategies as st
+from support.history_model import expected_tokens
 
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.sessions.prefix import common_prefix

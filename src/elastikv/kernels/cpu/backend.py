@@ -38,6 +38,7 @@ class CpuKernels(ComposedKernels):
     """Kernels for processors, compiled by numba. Not for use by several threads at once: scratch is shared."""
 
     name = "cpu"
+    device = torch.device("cpu")
     packed_types = frozenset(WEIGHTS)
     linear: LinearKernel
 

@@ -54,7 +54,8 @@ class CopyStorage(Storage):
         self._allocate = allocate
         self._released = [0] * len(self.layers)
         self._held = [_Layer() for _ in self.layers]
-        budget.watch(self)
+        self._pool = str(device)
+        budget.watch(self, pool=self._pool)
 
     @property
     @override
@@ -99,7 +100,7 @@ class CopyStorage(Storage):
         if not self.capacity < capacity <= self.limit:
             raise ValueError(f"cannot grow from {self.capacity} to {capacity} rows of {self.limit}")
         peak = self.peak_bytes(capacity)
-        self._budget.require(peak)
+        self._budget.require(peak, self._pool)
         self.generation += 1  # before, for what is undone may lie elsewhere too
         try:
             for layer in range(len(self.layers)):
@@ -108,7 +109,7 @@ class CopyStorage(Storage):
         except BaseException as error:
             self._truncate_all(self.capacity, n_keep)
             if isinstance(error, MemoryError):
-                raise CacheFull("machine", asked=peak, left=self._budget.left(), limit=None) from error
+                raise CacheFull("machine", asked=peak, left=self._budget.left(self._pool), limit=None) from error
             raise
 
     @override
@@ -192,7 +193,7 @@ class CopyStorage(Storage):
                 block.give_back(capacity * plane.row_bytes, len(block.data))
             return
         with contextlib.suppress(CacheFull, MemoryError):
-            self._budget.require(self._new_bytes(layer, capacity))
+            self._budget.require(self._new_bytes(layer, capacity), self._pool)
             self._replace(layer, capacity, n_keep)
 
     def _has_pages(self, layer: int) -> bool:

@@ -7,10 +7,11 @@ the same from the tokens alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from support.tiny_models import N_VOCAB, tiny_tokenizer
 
@@ -53,16 +54,22 @@ def expected_tokens(prompt: Sequence[int], n: int) -> list[int]:
 class HistoryModel:
     """``is_hybrid``: a part of what it knows is in a recurrent state; otherwise both are in cells."""
 
+    rotate_k = None
+
     def __init__(self, *, is_hybrid: bool = False, fingerprint: str = "history") -> None:
         self.is_hybrid = is_hybrid
         self.info = ModelInfo("history", "history", 1, N_VOCAB, 1 << 16, (), 0, fingerprint)
         self.memory_layers = (_LAYER, RecurrentLayer(((1,),))) if is_hybrid else (_LAYER,)
+        self.device = torch.device("cpu")
         self.before_forward: Callable[[UBatch], None] = lambda ubatch: None
         self.n_computed = 0
         self.largest_ubatch = 0
 
     def buffer_bytes(self, n_ubatch: int) -> dict[str, int]:
         return {"tokens": 4 * n_ubatch}
+
+    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
+        return max_capacity
 
     def forward(self, ubatch: UBatch, memory, buffers) -> torch.Tensor:
         self.before_forward(ubatch)
@@ -101,15 +108,6 @@ class HistoryModel:
         if self.is_hybrid:
             memory.recurrent.target(0, span.seq_id)[0][0] = state
         return folded
-
-
-class NoScratch:
-    """Kernels as far as the workspace knows them."""
-
-    name = "none"
-
-    def scratch_bytes(self, n_ubatch: int, max_capacity: int) -> int:
-        return max_capacity
 
 
 class Clock:
@@ -153,7 +151,7 @@ class Rig:
             on_resize=lambda event: self.events.add("resize", event.seq_id - FIRST_SEQ_ID, n_cells=event.new_cells),
         )
         self.memory = make_memory(self.model.memory_layers, memory_options, self.budget)
-        self.workspace = Workspace(self.model, NoScratch(), self.budget, n_ubatch)
+        self.workspace = Workspace(self.model, self.budget, n_ubatch)
         self.engine = Engine(
             self.model,
             self.memory,
@@ -189,3 +187,17 @@ class Rig:
         self.memory.close()
         self.workspace.close()
         assert self.budget.committed_bytes == 0
+
+
+@pytest.fixture
+def rig() -> Iterator[Callable[..., Rig]]:
+    """Makes rigs and closes them, which checks that all memory was given back."""
+    made: list[Rig] = []
+
+    def make(**keywords: object) -> Rig:
+        made.append(Rig(**keywords))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from history_model import BYTES_PER_CELL, Rig, expected_tokens
+from support.history_model import BYTES_PER_CELL, Rig, expected_tokens
 
 from elastikv.batch import Batch, SeqTokens
 from elastikv.errors import CacheFull

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from history_model import HistoryModel, NoScratch
+from support.history_model import HistoryModel
 
 from elastikv.errors import CacheFull
 from elastikv.memory import Budget
@@ -16,7 +16,7 @@ BUFFERS = 4 * 16
 
 def make(limit: int | str = "none") -> tuple[Workspace, Budget]:
     budget = Budget.parse(limit)
-    return Workspace(HistoryModel(), NoScratch(), budget, n_ubatch=16), budget
+    return Workspace(HistoryModel(), budget, n_ubatch=16), budget
 
 
 def test_buffers_and_scratch_are_charged_to_compute() -> None:

@@ -1,0 +1,3 @@
+from support.history_model import rig
+
+__all__ = ["rig"]
