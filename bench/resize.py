@@ -3,7 +3,7 @@
     python -m bench.resize                                  # the demo model
     python -m bench.resize -m FOLDER --prompt 1000 --steps 100 --plot docs/resize.png
 
-One sequence is decoded token by token; a step is one `Engine.decode`, resize included. The
+One sequence is decoded token by token; a step is one `decode` call, resize included. The
 configurations take turns at every step; each round starts with an empty cache.
 """
 

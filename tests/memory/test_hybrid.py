@@ -109,7 +109,7 @@ def test_what_one_half_cannot_do_changes_neither() -> None:
     assert not memory.seq_cp(0, 1, 2)
     assert_holds(memory, 0, list(range(10)))
     assert memory.seq_ids() == [0]
-    assert memory.truncation_points(0, 9) == 0
+    assert memory.truncation_point(0, 9) == 0
 
 
 def test_both_halves_go_back_to_a_checkpoint() -> None:
@@ -117,7 +117,7 @@ def test_both_halves_go_back_to_a_checkpoint() -> None:
     decode(memory, {0: [1, 2, 3]})
     assert memory.checkpoint(0)
     decode(memory, {0: range(20)})
-    assert (memory.truncation_points(0, 22), memory.truncation_points(0, 23)) == (3, 23)
+    assert (memory.truncation_point(0, 22), memory.truncation_point(0, 23)) == (3, 23)
     assert memory.seq_cp(0, 1, 0, 3)
     assert memory.seq_rm(0, 3)
     assert_holds(memory, 0, [1, 2, 3])

@@ -162,8 +162,8 @@ def test_the_tail_is_cut(storage: str) -> None:
     decode(cache, {0: range(20)})
     assert cache.seq_rm(0, 15)
     assert_holds(cache, 0, list(range(15)), list(range(15)))
-    assert cache.truncation_points(0, 10) == 10
-    assert cache.truncation_points(0, 99) == 15
+    assert cache.truncation_point(0, 10) == 10
+    assert cache.truncation_point(0, 99) == 15
     decode(cache, {0: [50]})
     assert_holds(cache, 0, list(range(16)), [*range(15), 50])
 
@@ -415,10 +415,10 @@ def test_pages_behind_a_window_are_given_back(storage: str) -> None:
     assert not cache.seq_rm(0, 2000)
     assert not cache.seq_rm(0, 0, 10)
     assert not cache.seq_add(0, 0, -1, 1)
-    assert cache.truncation_points(0, 2000) == 0
+    assert cache.truncation_point(0, 2000) == 0
     point = released + 99
-    assert cache.truncation_points(0, point) == point
-    assert cache.truncation_points(0, point - 1) == 0
+    assert cache.truncation_point(0, point) == point
+    assert cache.truncation_point(0, point - 1) == 0
     assert cache.seq_cp(0, 1)
     copied = cache.stream(1)
     assert copied is not None

@@ -126,11 +126,11 @@ def test_checkpoints_are_where_a_sequence_can_go_back_to() -> None:
     decode(memory, {0: [4]})
     assert memory.checkpoint(0)
     decode(memory, {0: [5]})
-    assert [memory.truncation_points(0, p_max) for p_max in (2, 3, 4, 5, 9)] == [0, 3, 4, 5, 5]
+    assert [memory.truncation_point(0, p_max) for p_max in (2, 3, 4, 5, 9)] == [0, 3, 4, 5, 5]
     assert memory.seq_rm(0, 3)
     memory.check()
     assert (state_sums(memory, 0), memory.seq_pos_max(0)) == ({6}, 2)
-    assert memory.truncation_points(0, 9) == 3
+    assert memory.truncation_point(0, 9) == 3
     decode(memory, {0: [10]})
     assert state_sums(memory, 0) == {16}
     assert memory.seq_rm(0, 3)
@@ -154,7 +154,7 @@ def test_checkpoints_are_bounded_and_the_oldest_go_first() -> None:
         assert memory.checkpoint(0)
         assert memory.checkpoint(0)
     memory.check()
-    assert [memory.truncation_points(0, p_max) for p_max in (1, 2, 3, 4)] == [0, 0, 3, 4]
+    assert [memory.truncation_point(0, p_max) for p_max in (1, 2, 3, 4)] == [0, 0, 3, 4]
     assert memory.seq_rm(0, 3)
     assert state_sums(memory, 0) == {3}
 

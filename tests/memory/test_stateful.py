@@ -202,8 +202,8 @@ class MemoryMachine(RuleBasedStateMachine):
             if recurrent:
                 assert state_sums(recurrent, seq_id) == {sum(sequence.token_ids)}
                 points = [*sequence.checkpoints, sequence.end]
-                assert self.memory.truncation_points(seq_id, sequence.end) == max(points)
-                assert self.memory.truncation_points(seq_id, sequence.end - 1) == max(
+                assert self.memory.truncation_point(seq_id, sequence.end) == max(points)
+                assert self.memory.truncation_point(seq_id, sequence.end - 1) == max(
                     (point for point in points if point < sequence.end), default=0
                 )
 

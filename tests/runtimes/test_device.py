@@ -14,14 +14,14 @@ from elastikv.kernels import select_kernels
 from elastikv.memory import Budget, MemoryOptions
 from elastikv.memory.machine import MachineMemory
 from elastikv.runtimes.base import RuntimeOptions
-from elastikv.runtimes.engine import Engine
 from elastikv.runtimes.own import OwnSource
+from elastikv.runtimes.torch_runtime import TorchRuntime
 
 META = torch.device("meta")
 GIB = 1 << 30
 
 
-def load_on_meta(path: Path, budget: Budget) -> Engine:
+def load_on_meta(path: Path, budget: Budget) -> TorchRuntime:
     options = RuntimeOptions(memory=MemoryOptions(4096, initial=16), budget=budget, n_ubatch=16, device="meta")
     return OwnSource(path).load(options)
 

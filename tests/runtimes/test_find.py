@@ -15,12 +15,13 @@ from support.history_model import HistoryModel, expected_tokens
 from support.tiny_models import tiny_model, tiny_tokenizer
 
 from elastikv import LLM, SamplingParams
+from elastikv.cli import options
 from elastikv.errors import InvalidRequest, ModelError, UnsupportedModel
 from elastikv.memory.base import LayerMemory
 from elastikv.runtimes import RUNTIMES, find
 from elastikv.runtimes.base import Runtime, RuntimeOptions
-from elastikv.runtimes.engine import open_engine
 from elastikv.runtimes.own import OwnSource
+from elastikv.runtimes.torch_runtime import open_runtime
 from elastikv.runtimes.transformers import TransformersSource
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ class HistorySource:
         return HistoryModel().memory_layers
 
     def load(self, options: RuntimeOptions) -> Runtime:
-        return open_engine(
+        return open_runtime(
             HistoryModel(), Tokenizer(tiny_tokenizer().backend_tokenizer), options, torch.set_num_threads
         )
 
@@ -87,6 +88,11 @@ def test_transformers_runs_what_has_a_fast_path_too(tmp_path: Path) -> None:
             (output,) = llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=16, ignore_eos=True))
             tokens.append(output.token_ids)
     assert tokens[0] == tokens[1]
+
+
+def test_the_command_line_offers_every_runtime() -> None:
+    """It keeps the names itself: ``--help`` must not wait for torch."""
+    assert ("auto", *RUNTIMES) == options.RUNTIMES
 
 
 def test_refusals(tmp_path: Path) -> None:

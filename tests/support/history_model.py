@@ -23,7 +23,7 @@ from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.memory import Budget, KVLayer, MemoryCost, MemoryOptions, RecurrentLayer, make_memory
 from elastikv.memory.hybrid import halves
 from elastikv.models.base import ModelInfo
-from elastikv.runtimes.engine import Engine
+from elastikv.runtimes.torch_runtime import TorchRuntime
 from elastikv.runtimes.workspace import Workspace
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -152,7 +152,7 @@ class Rig:
         )
         self.memory = make_memory(self.model.memory_layers, memory_options, self.budget)
         self.workspace = Workspace(self.model, self.budget, n_ubatch)
-        self.engine = Engine(
+        self.engine = TorchRuntime(
             self.model,
             self.memory,
             self.workspace,

@@ -29,7 +29,7 @@ from elastikv.memory.recurrent import RecurrentMemory
 
 
 class Buffers(Protocol):
-    """Compute buffers that live from one resize to the next (the engine's workspace)."""
+    """Compute buffers that live from one resize to the next (the runtime's workspace)."""
 
     def view(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """An uninitialised tensor over the buffer ``name``; valid until the same name is viewed again."""

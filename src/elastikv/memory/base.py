@@ -1,7 +1,7 @@
 """The contract between memory and everything above it.
 
 A model declares what a token costs (``KVLayer``) and what a sequence costs (``RecurrentLayer``);
-``make_memory`` builds the memory that holds it; the engine drives it through ``Memory``.
+``make_memory`` builds the memory that holds it; a runtime drives it through ``Memory``.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Memory(Protocol):
         """
         ...
 
-    def truncation_points(self, seq_id: int, p_max: int) -> int:
+    def truncation_point(self, seq_id: int, p_max: int) -> int:
         """The largest ``p0 <= p_max`` for which ``seq_rm(seq_id, p0)`` would return True; 0: only as a whole."""
         ...
 

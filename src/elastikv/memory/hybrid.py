@@ -152,11 +152,11 @@ class HybridMemory(Memory):
         return self.recurrent.checkpoint(seq_id)
 
     @override
-    def truncation_points(self, seq_id: int, p_max: int) -> int:
+    def truncation_point(self, seq_id: int, p_max: int) -> int:
         """Both halves must be able to go back to the same point."""
-        point = self.recurrent.truncation_points(seq_id, p_max)
-        while point and self.attention.truncation_points(seq_id, point) != point:
-            point = self.recurrent.truncation_points(seq_id, point - 1)
+        point = self.recurrent.truncation_point(seq_id, p_max)
+        while point and self.attention.truncation_point(seq_id, point) != point:
+            point = self.recurrent.truncation_point(seq_id, point - 1)
         return point
 
     @override

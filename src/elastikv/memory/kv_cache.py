@@ -257,7 +257,7 @@ class KVCache(Memory):
         return True
 
     @override
-    def truncation_points(self, seq_id: int, p_max: int) -> int:
+    def truncation_point(self, seq_id: int, p_max: int) -> int:
         stream = self._streams.get(seq_id)
         if stream is None or p_max <= stream.cells.first:
             return 0

@@ -223,7 +223,7 @@ class RecurrentMemory(Memory):
         return self._states.checkpoint(seq_id)
 
     @override
-    def truncation_points(self, seq_id: int, p_max: int) -> int:
+    def truncation_point(self, seq_id: int, p_max: int) -> int:
         sequence = self._states.of.get(seq_id)
         return sequence.last_point(p_max) if sequence else 0
 

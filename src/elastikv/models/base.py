@@ -1,4 +1,4 @@
-"""What the engine needs to know of a model."""
+"""What a runtime needs to know of a model that torch computes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModelInfo:
 
 
 class Model(Protocol):
-    """A model as the engine runs it: facts, the memory that it needs, and the forward pass."""
+    """A model as ``TorchRuntime`` runs it: facts, the memory that it needs, and the forward pass."""
 
     info: ModelInfo
 

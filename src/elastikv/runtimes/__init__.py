@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from elastikv.errors import InvalidRequest, UnsupportedModel
 
 if TYPE_CHECKING:
-    from elastikv.runtimes.base import Runtime, RuntimeOptions, Source
+    from elastikv.runtimes.base import Source
 
 # Modules are imported when a model is looked for. "auto" takes the first that can run it.
 RUNTIMES = {
@@ -36,9 +36,4 @@ def find(path: str | Path, runtime: str = "auto") -> Source:
     raise refusals[0]
 
 
-def load(path: str | Path, options: RuntimeOptions, runtime: str = "auto") -> Runtime:
-    """Load a model with the runtime that ``find`` chooses. Raises as ``find`` and ``Source.load``."""
-    return find(path, runtime).load(options)
-
-
-__all__ = ["RUNTIMES", "find", "load"]
+__all__ = ["RUNTIMES", "find"]

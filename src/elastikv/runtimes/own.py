@@ -12,7 +12,7 @@ from elastikv.kernels import Kernels, select_kernels
 from elastikv.memory.base import LayerMemory
 from elastikv.models import load_model, memory_layers, read_config
 from elastikv.runtimes.base import RuntimeOptions
-from elastikv.runtimes.engine import Engine, open_engine
+from elastikv.runtimes.torch_runtime import TorchRuntime, open_runtime
 
 
 class OwnSource:
@@ -26,7 +26,7 @@ class OwnSource:
         """What each layer asks of memory, in layer order."""
         return memory_layers(self.config)
 
-    def load(self, options: RuntimeOptions) -> Engine:
+    def load(self, options: RuntimeOptions) -> TorchRuntime:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
         kernels = select_kernels(options.kernels, options.device)
         use_threads = partial(_set_threads, kernels)
@@ -35,7 +35,7 @@ class OwnSource:
         loaded = load_model(
             self._path, dtype=options.dtype, quantize=options.quantize, kernels=kernels, progress=options.progress
         )
-        return open_engine(loaded.model, loaded.tokenizer, options, use_threads)
+        return open_runtime(loaded.model, loaded.tokenizer, options, use_threads)
 
 
 def _set_threads(kernels: Kernels, n_threads: int) -> None:

@@ -1,7 +1,7 @@
-"""A transformers cache over one sequence of the engine's memory.
+"""A transformers cache over one sequence of our memory.
 
 transformers' modules ask a cache for keys, values and states; here these are the sequence's own
-cells and state buffers, so the engine can grow, roll back, share and save them like any other's.
+cells and state buffers, so they grow, roll back, are shared and saved like any other's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Architectures without a file of their own here: transformers' modules over the engine's memory.
+"""Architectures without a file of their own here: transformers' modules over our memory.
 
 Slower than the others (sequences are computed one by one, and cells are converted where their type is not the
 model's), but every text model that transformers can run causally has growth, budget and sessions this way.
@@ -31,8 +31,8 @@ from elastikv.models.base import ModelInfo
 from elastikv.models.checkpoint import existing
 from elastikv.runtimes.base import RuntimeOptions
 from elastikv.runtimes.config_identity import config_digest
-from elastikv.runtimes.engine import Engine, open_engine
 from elastikv.runtimes.sequence_cache import LayerPlan, SequenceCache, plan_layers
+from elastikv.runtimes.torch_runtime import TorchRuntime, open_runtime
 from elastikv.weights.hf.config import refused_by_transformers
 from elastikv.weights.hf.tokenizer import read_hf_tokenizer
 from elastikv.weights.tokenizer import Tokenizer
@@ -137,13 +137,13 @@ class TransformersSource:
         """What each layer asks of memory: shapes alone are computed. Raises UnsupportedModel."""
         return _memory_layers(self.config)
 
-    def load(self, options: RuntimeOptions) -> Engine:
+    def load(self, options: RuntimeOptions) -> TorchRuntime:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
         use_threads = torch.set_num_threads
         if options.n_threads is not None:
             use_threads(options.n_threads)
         model, tokenizer = _load(existing(self._path), self.config, options.dtype, options.quantize)
-        return open_engine(model, tokenizer, options, use_threads)
+        return open_runtime(model, tokenizer, options, use_threads)
 
 
 class FallbackModel:

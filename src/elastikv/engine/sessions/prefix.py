@@ -59,7 +59,7 @@ def _reuse_of(session: Session, token_ids: Sequence[int], memory: Memory) -> Reu
         usable = memory.cuts_anywhere or n_common >= len(session.token_ids) - 1  # the last token has no cell yet
         return Reuse(session, n_common, "restore") if same and n_common and usable else None
     n_held = min(n_common, memory.n_tokens(session.seq_id))
-    n_tokens = memory.truncation_points(session.seq_id, n_held) if n_held else 0
+    n_tokens = memory.truncation_point(session.seq_id, n_held) if n_held else 0
     if session.state == "idle" and same and n_tokens:
         return Reuse(session, n_tokens, "continue")
     return Reuse(session, n_tokens, "copy") if n_tokens >= WORTH_SHARING else None

@@ -287,7 +287,7 @@ class SessionStore:
 
     def _truncate(self, session: Session, n_tokens: int) -> int:
         """Truncate to ``n_tokens``, or to the last point before that memory can go back to; returns what is left."""
-        n_left = self._memory.truncation_points(session.seq_id, n_tokens)
+        n_left = self._memory.truncation_point(session.seq_id, n_tokens)
         self._memory.seq_rm(session.seq_id, n_left)
         return n_left
 

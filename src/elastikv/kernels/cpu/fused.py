@@ -233,9 +233,8 @@ class ExpertsArguments:
         other, other_parts = others[0] if others else (first, parts[:0])
         ((down_product, down_parts),) = down.items()
         self.matrices = (first, parts, other, other_parts, down_product, down_parts)
-        self.shared = (
-            self.matrices if shared is None else (*shared[0].tables, *shared[1].tables[:2])
-        )  # or not looked at
+        # Without a shared expert, whose width is 0 then, kernels want something of these types and do not look at it.
+        self.shared = self.matrices if shared is None else (*shared[0].tables, *shared[1].tables[:2])
         rows = [product.max_rows for product in (first, other, down_product)]
         self.max_rows = min(*rows, *(each.max_rows for each in shared or ()))
 

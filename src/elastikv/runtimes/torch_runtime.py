@@ -16,7 +16,7 @@ from elastikv.runtimes.workspace import Workspace
 from elastikv.weights.tokenizer import Tokenizer
 
 
-class Engine:
+class TorchRuntime:
     """A ``Runtime``: a model that torch computes, the memory it fills and the buffers it computes in.
 
     use_threads: lets the calling thread compute on so many cores.
@@ -82,15 +82,15 @@ class Engine:
         return logits
 
 
-def open_engine(
+def open_runtime(
     model: Model, tokenizer: Tokenizer, options: RuntimeOptions, use_threads: Callable[[int], None]
-) -> Engine:
+) -> TorchRuntime:
     """Open the memory that a model declares, and its buffers. CacheFull if not even these fit."""
     memory = replace(options.memory, rotate=model.rotate_k, device=str(model.device))
     workspace = Workspace(model, options.budget, options.n_ubatch)
     # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
     workspace.reserve(min(memory.initial, memory.n_ctx))
-    return Engine(
+    return TorchRuntime(
         model,
         make_memory(model.memory_layers, memory, options.budget),
         workspace,

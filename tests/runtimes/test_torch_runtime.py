@@ -1,4 +1,4 @@
-"""Engine.decode: all or nothing, in the order of the batch."""
+"""TorchRuntime.decode: all or nothing, in the order of the batch."""
 
 from __future__ import annotations
 
