@@ -6,6 +6,12 @@ Each side is a process of its own that loads its model once and then waits for o
 computes at a time. Contexts are filled by real prefill. llama.cpp comes from the `xllamacpp` package and is timed
 by its own server's `timings`; transformers runs a plain loop over `model(...)` with a DynamicCache, in float32.
 
+That llama.cpp is built for any AVX2 processor. One that is built for this machine, and ik_llama.cpp, take part as
+they are (docs/benchmarks.md says how to build both):
+
+    python -m bench.peers --sides elastikv --llama-bench llama.cpp=../llama.cpp/build/bin/llama-bench \\
+        --llama-bench ik_llama.cpp=../ik_llama.cpp/build/bin/llama-bench
+
 llama.cpp takes a quarter of an hour for a prompt of 16,384 tokens. With `--slots DIR` its context is saved once, and
 restored for every other precision, whose cells are as many and as large:
 
@@ -20,6 +26,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.llama_bench import LlamaBench, named_binary
 from bench.report import lengths, new_parser, pyplot, save_figure, write_json
 from bench.shapes import PRECISIONS, add_shape_arguments, write_gguf, write_model
 from bench.sides import MARGIN, SIDES, Worker
@@ -28,7 +35,7 @@ Rates = dict[str, dict[str, list[float]]]
 """Tokens per second by test and side, one a round."""
 
 
-def start_sides(args: argparse.Namespace, precision: str, n_ctx: int, n_parallel: int) -> list[Worker]:
+def start_sides(args: argparse.Namespace, precision: str, n_ctx: int, n_parallel: int) -> list[Worker | LlamaBench]:
     """transformers takes part in float32 and with one sequence."""
     chosen = PRECISIONS[precision]
     folder = write_model(args.shape, args.models, chosen.dtype)
@@ -38,7 +45,8 @@ def start_sides(args: argparse.Namespace, precision: str, n_ctx: int, n_parallel
     names = [name for name in args.sides if name != "transformers" or with_transformers]
     if args.slots:
         args.slots.mkdir(parents=True, exist_ok=True)
-    return [Worker(name, paths[name], args.slots, args.threads, n_ctx, n_parallel) for name in names]
+    workers = [Worker(name, paths[name], args.slots, args.threads, n_ctx, n_parallel) for name in names]
+    return [*workers, *(LlamaBench(name, binary, gguf, args.threads) for name, binary in args.llama_bench)]
 
 
 def measure(args: argparse.Namespace, precision: str) -> Rates:
@@ -81,14 +89,15 @@ def measure_together(args: argparse.Namespace, precision: str) -> Rates:
     return rates
 
 
-def note(rates: Rates, precision: str, test: str, worker: Worker, n: int, answer: dict[str, Any]) -> None:
+def note(rates: Rates, precision: str, test: str, worker: Worker | LlamaBench, n: int, answer: dict[str, Any]) -> None:
     rate = n / answer["seconds"]
     rates.setdefault(test, {}).setdefault(worker.name, []).append(rate)
     resident = f"resident {answer['resident'] / 2**20:.0f} MiB"
     print(f"  {precision} {test} {worker.name}: {rate:.2f} tok/s, {resident}", file=sys.stderr, flush=True)
 
 
-def print_table(precision: str, rates: Rates, sides: list[str]) -> None:
+def print_table(precision: str, rates: Rates) -> None:
+    sides = list(dict.fromkeys(side for by_side in rates.values() for side in by_side))
     print(f"\n{precision:6} {'test':>14} " + " ".join(f"{side:>14}" for side in sides) + "   elastikv / others")
     for test, by_side in rates.items():
         medians = {side: statistics.median(values) for side, values in by_side.items()}
@@ -125,6 +134,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument(
+        "--llama-bench",
+        action="append",
+        type=named_binary,
+        default=[],
+        metavar="NAME=PATH",
+        help="another side; repeatable",
+    )
     parser.add_argument("--slots", type=Path, metavar="DIR", help="where llama.cpp keeps long contexts")
     parser.add_argument("--json", type=Path, help="write all rates here")
     parser.add_argument("--plot", type=Path, help="write a picture here")
@@ -138,7 +155,7 @@ def main() -> None:
         results[precision] = measure(args, precision) if args.depths or args.prompts else {}
         if args.together:
             results[precision] |= measure_together(args, precision)
-        print_table(precision, results[precision], args.sides)
+        print_table(precision, results[precision])
         write_json(args.json, results)
     if args.plot:
         plot(results, args.plot)
