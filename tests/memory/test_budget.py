@@ -124,6 +124,17 @@ def test_each_pool_has_a_ledger_and_one_limit_holds_for_all() -> None:
     assert (refusal.value.resource, refusal.value.left, refusal.value.limit) == ("machine", 500, 800)
 
 
+def test_a_pool_that_nobody_added_has_the_limit_alone() -> None:
+    budget = Budget(1000, machine=lambda: machine(100))
+    held = Held(budget, 600, "kv", "card")
+    assert (budget.left("card"), budget.left()) == (400, 80)
+    with pytest.raises(CacheFull):
+        budget.require(401, "card")
+    held.committed_bytes = 0
+    budget.set_limit("none")
+    budget.require(10**9, "card")
+
+
 def test_auto_is_what_all_pools_can_spare() -> None:
     budget = Budget(auto=True, machine=lambda: machine(500, total=1000))
     budget.add_pool("card", lambda: machine(300, total=1000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -83,7 +84,10 @@ class Budget:
         self._limit, self._auto = limit, auto
 
     def add_pool(self, pool: str, machine: Callable[[], MachineMemory]) -> None:
-        """Keep a ledger for another pool of memory; ``machine`` says what it has, and what is left of it."""
+        """Ask ``machine`` what another pool has, and what is left of it, before anything is committed there.
+
+        In a pool that was not added the limit alone holds, and its allocator's word.
+        """
         self._machines[pool] = machine
 
     def watch(self, holder: Holder, account: Account = "kv", pool: str = HOST) -> None:
@@ -113,7 +117,9 @@ class Budget:
     @property
     def limit_bytes(self) -> int | None:
         """The limit in force; with ``auto`` what it would be now; None without a limit."""
-        return self.committed_bytes + sum(map(self._machine_left, self._machines)) if self._auto else self._limit
+        if not self._auto:
+            return self._limit
+        return self.committed_bytes + sum(self._machine_left(pool) for pool in self._machines)
 
     def left(self, pool: str = HOST) -> int:
         """Bytes that could be committed in a pool now."""
@@ -151,6 +157,8 @@ class Budget:
         return CacheFull("machine", asked=n_bytes, left=left, limit=self.pool_bytes(pool) + left)
 
     def _machine_left(self, pool: str) -> int:
+        if pool not in self._machines:
+            return sys.maxsize
         machine = self._machines[pool]()
         headroom = machine.total_bytes // (_AUTO_HEADROOM if self._auto else _MACHINE_HEADROOM)
         return max(machine.available_bytes - headroom, 0)
