@@ -69,9 +69,9 @@ def k_and_v(cache: KVCache, seq_id: int) -> tuple[list[int], list[int]]:
 
 def state_sums(memory: RecurrentMemory, seq_id: int) -> set[int]:
     """The distinct values in a sequence's committed state; one, if it is whole."""
-    state = memory.state(seq_id)
-    assert state is not None
-    return {int(value) for layer in state.layers for tensor in layer for value in tensor.flatten().tolist()}
+    tensors = memory.seq_tensors(seq_id)
+    assert tensors
+    return {int(value) for tensor in tensors.values() for value in tensor.flatten().tolist()}
 
 
 def _write(cells: CellTensor, rows: slice, values: torch.Tensor) -> None:

@@ -406,7 +406,7 @@ def test_pages_behind_a_window_are_given_back(storage: str) -> None:
         decode(full, {0: [1] * 100}, n_ubatch=64)
     windowed_layer = cache.stats().committed_bytes - full.stats().committed_bytes // 2
     assert windowed_layer < (100 + 256 + 512 + 64) * 256 + 4 * 4096
-    stream = cache.stream(0)
+    stream = cache._streams.get(0)
     assert stream is not None
     released = stream.storage.released(0)
     assert 4000 - 100 - 256 < released <= 4000 - 99
@@ -420,7 +420,7 @@ def test_pages_behind_a_window_are_given_back(storage: str) -> None:
     assert cache.truncation_point(0, point) == point
     assert cache.truncation_point(0, point - 1) == 0
     assert cache.seq_cp(0, 1)
-    copied = cache.stream(1)
+    copied = cache._streams.get(1)
     assert copied is not None
     assert copied.storage.released(0) == released
     assert not cache.seq_cp(0, 2, 0, 2000)

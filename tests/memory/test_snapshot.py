@@ -88,7 +88,7 @@ def test_rows_behind_a_window_are_not_saved(tmp_path: Path) -> None:
     assert os.path.getsize(tmp_path / "a") < 1.25 * 2000 * 2 * 2 * 64
     load_sequence(tmp_path / "a", memory, 1, "m")
     memory.check()
-    first, second = memory.stream(0), memory.stream(1)
+    first, second = memory._streams.get(0), memory._streams.get(1)
     assert first
     assert second
     assert second.storage.released(0) == first.storage.released(0) > 0

@@ -6,9 +6,11 @@ A model declares what a token costs (``KVLayer``) and what a sequence costs (``R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import torch
 
 from elastikv.batch import Batch, UBatch
 from elastikv.memory.formats import CellFormat, CellTensor
@@ -92,6 +94,15 @@ class MemoryStats:
     n_resizes: int
     resize_seconds: float
     sequences: tuple[SequenceStats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSequence:
+    """What is known of a saved sequence before its tensors are read. first: the position of its first token."""
+
+    n_tokens: int
+    first: int
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 class Memory(Protocol):
@@ -215,6 +226,23 @@ class Memory(Protocol):
 
     def truncation_point(self, seq_id: int, p_max: int) -> int:
         """The largest ``p0 <= p_max`` for which ``seq_rm(seq_id, p0)`` would return True; 0: only as a whole."""
+        ...
+
+    @property
+    def layout(self) -> Mapping[str, Any]:
+        """What saved sequences depend on, in JSON's types: memories of one layout can load each other's."""
+        ...
+
+    def seq_tensors(self, seq_id: int) -> dict[str, torch.Tensor]:
+        """The tensors that hold a sequence, by name, in the order of a file. Valid until the next operation."""
+        ...
+
+    def seq_load(self, seq_id: int, saved: SavedSequence, fill: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Replace a sequence by a saved one: ``fill`` gets tensors like those of ``seq_tensors``, and writes them.
+
+        Raises CacheFull, ValueError if this memory has no such sequences, and whatever ``fill`` raises: nothing has
+        changed then. RuntimeError inside a decode call.
+        """
         ...
 
     def clear(self) -> None:

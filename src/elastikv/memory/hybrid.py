@@ -6,14 +6,15 @@ for lack of room is made aside before anything is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from typing_extensions import override
 
 from elastikv.batch import Batch, UBatch
-from elastikv.memory.base import KVLayer, Memory, MemoryStats, RecurrentLayer, SequenceStats
+from elastikv.memory.base import KVLayer, Memory, MemoryStats, RecurrentLayer, SavedSequence, SequenceStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.options import MemoryOptions
@@ -158,6 +159,30 @@ class HybridMemory(Memory):
         while point and self.attention.truncation_point(seq_id, point) != point:
             point = self.recurrent.truncation_point(seq_id, point - 1)
         return point
+
+    @property
+    @override
+    def layout(self) -> Mapping[str, Any]:
+        return {**self.attention.layout, **self.recurrent.layout}
+
+    @override
+    def seq_tensors(self, seq_id: int) -> dict[str, torch.Tensor]:
+        return {**self.attention.seq_tensors(seq_id), **self.recurrent.seq_tensors(seq_id)}
+
+    @override
+    def seq_load(self, seq_id: int, saved: SavedSequence, fill: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        self.recurrent.require_idle()
+        state, stream = self.recurrent.new_state(), None
+        try:
+            stream = self.attention.saved_stream(saved)
+            fill({**stream.tensors(), **state.tensors()})
+        except BaseException:
+            if stream:
+                stream.storage.close()
+            self.recurrent.drop_state(state)
+            raise
+        self.attention.attach(seq_id, stream)
+        self.recurrent.attach(seq_id, state, saved.n_tokens)
 
     @override
     def clear(self) -> None:

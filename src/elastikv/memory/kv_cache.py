@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from typing_extensions import override
 
 from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull
-from elastikv.memory.base import Cells, KVLayer, Memory, MemoryStats
+from elastikv.memory.base import Cells, KVLayer, Memory, MemoryStats, SavedSequence
 from elastikv.memory.budget import Budget
 from elastikv.memory.cell_views import CellViews
 from elastikv.memory.cells import StreamCells
@@ -206,9 +208,39 @@ class KVCache(Memory):
         else:
             self._streams.attach(seq_id, stream)
 
-    def stream(self, seq_id: int) -> Stream | None:
-        """The stream of a sequence, for saving it."""
-        return self._streams.get(seq_id)
+    def saved_stream(self, saved: SavedSequence) -> Stream:
+        """A stream of no sequence yet, for the tensors of a saved one. Raises CacheFull, ValueError."""
+        stream = self.new_stream(saved.n_tokens - saved.first)
+        try:
+            stream.begin_as(saved)
+        except BaseException:
+            stream.storage.close()
+            raise
+        return stream
+
+    @property
+    @override
+    def layout(self) -> Mapping[str, Any]:
+        return {
+            "cell_types": [self.k_format.name, self.v_format.name],
+            "attention": [[each.n_kv_heads, each.head_dim, each.head_dim_v, each.window] for each in self.layers],
+        }
+
+    @override
+    def seq_tensors(self, seq_id: int) -> dict[str, torch.Tensor]:
+        stream = self._streams.get(seq_id)
+        return stream.tensors() if stream else {}
+
+    @override
+    def seq_load(self, seq_id: int, saved: SavedSequence, fill: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        self.require_idle()
+        stream = self.saved_stream(saved)
+        try:
+            fill(stream.tensors())
+        except BaseException:
+            stream.storage.close()
+            raise
+        self.attach(seq_id, stream)
 
     @override
     def seq_keep(self, seq_id: int) -> None:

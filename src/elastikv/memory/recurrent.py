@@ -12,14 +12,16 @@ buffers are shared by all sequences. A commit is one store, see ``SequenceStates
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 from typing_extensions import override
 
 from elastikv.arguments import whole_number
 from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull, InvalidRequest
-from elastikv.memory.base import Memory, MemoryStats, RecurrentLayer, SequenceStats
+from elastikv.memory.base import Memory, MemoryStats, RecurrentLayer, SavedSequence, SequenceStats
 from elastikv.memory.budget import Budget
 from elastikv.memory.options import MemoryOptions
 from elastikv.memory.sequence_states import SequenceState, SequenceStates, WorkingState, clamp
@@ -178,10 +180,26 @@ class RecurrentMemory(Memory):
         if buffer is not None:
             self._states.of[seq_id] = SequenceState(committed=buffer, n_tokens=n_tokens)
 
-    def state(self, seq_id: int) -> StateBuffer | None:
-        """The committed state of a sequence, for saving it."""
+    @property
+    @override
+    def layout(self) -> Mapping[str, Any]:
+        return {"recurrent": [layer.shapes for layer in self.layers]}
+
+    @override
+    def seq_tensors(self, seq_id: int) -> dict[str, torch.Tensor]:
         sequence = self._states.of.get(seq_id)
-        return sequence.committed if sequence else None
+        return sequence.committed.tensors() if sequence else {}
+
+    @override
+    def seq_load(self, seq_id: int, saved: SavedSequence, fill: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        self.require_idle()
+        state = self.new_state()
+        try:
+            fill(state.tensors())
+        except BaseException:
+            self.drop_state(state)
+            raise
+        self.attach(seq_id, state, saved.n_tokens)
 
     @override
     def seq_keep(self, seq_id: int) -> None:

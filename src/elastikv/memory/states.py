@@ -43,6 +43,14 @@ class StateBuffer:
         """Bytes backed by memory now."""
         return self.block.committed
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All states, by layer and index."""
+        return {
+            f"recurrent.{layer}.{index}": tensor
+            for layer, states in enumerate(self.layers)
+            for index, tensor in enumerate(states)
+        }
+
     def copy_from(self, other: StateBuffer) -> None:
         """Overwrite all states with those of another buffer."""
         self.block.data.copy_(other.block.data)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from elastikv.memory.base import Cells, KVLayer, SequenceStats
+from elastikv.memory.base import Cells, KVLayer, SavedSequence, SequenceStats
 from elastikv.memory.cells import StreamCells
 from elastikv.memory.formats import CellFormat, CellTensor
 from elastikv.memory.options import RotateK
@@ -120,6 +120,30 @@ class Stream:
             other.storage.release_front(layer, start - r0)
         other.cells.first = self.cells.first + r0
         other.cells.append(r1 - r0)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The rows in use that no layer has given back, by the name of layer and plane, as views."""
+        return {
+            f"attention.{layer}.{plane.name}": tensor[self.storage.released(layer) : self.cells.used]
+            for layer, planes in enumerate(self.storage.layers)
+            for plane, tensor in zip(planes, self.storage.tensors(layer), strict=True)
+        }
+
+    def begin_as(self, saved: SavedSequence) -> None:
+        """Be, with nothing in it yet, like a saved stream: its positions, and what its windows have given back.
+
+        Raises ValueError if no stream can be so.
+        """
+        n_cells = saved.n_tokens - saved.first
+        for layer in range(len(self._layers)):
+            n_rows = next(iter(saved.shapes.get(f"attention.{layer}.k", ())), None)
+            if n_rows is None or not 0 <= n_rows <= n_cells:
+                raise ValueError(f"layer {layer} holds {n_rows} rows for {n_cells} cells")
+            self.storage.release_front(layer, n_cells - n_rows)
+        self.cells.first = saved.first
+        self.cells.append(n_cells)
+        if not self.can_end_at(n_cells):
+            raise ValueError("rows inside a window are missing")
 
     def release_windows(self) -> None:
         """Give back the pages that no later token can see."""
