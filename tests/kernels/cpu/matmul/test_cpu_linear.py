@@ -18,8 +18,7 @@ def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
 
 def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:
     """What ``LinearKernel`` says of itself."""
-    in_8_bits = (*K_QUANTS, "q4_0") if n == 1 else K_QUANTS if n <= 16 else ()
-    if product._int8 and kind in in_8_bits:
+    if product._int8 and (kind in (*K_QUANTS, "q4_0") or (kind == "q8_0" and n > 1)):
         return 8e-3
     return 4e-3 if product._bf16 and n > 1 and kind not in ("f32", "f16") else 1e-6
 
@@ -50,8 +49,9 @@ def test_packed_weights_at_the_ends_of_their_range() -> None:
         weight = PackedTensor(kind, (6, 64), blocks)
         values = quants.unpack(blocks, kind).double()
         for x in (torch.randn(1, 64), torch.ones(1, 64), torch.zeros(1, 64), torch.full((1, 64), -1e-30)):
-            out = cpu().linear(x, weight, None, poisoned(1, 6))
-            torch.testing.assert_close(out.double(), x.double() @ values.t(), rtol=0.01, atol=0.02)
+            for n in (1, 2):
+                out = cpu().linear(x.repeat(n, 1), weight, None, poisoned(n, 6))
+                torch.testing.assert_close(out.double(), (x.double() @ values.t()).repeat(n, 1), rtol=0.01, atol=0.02)
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])
@@ -60,7 +60,7 @@ def test_columns_of_a_wider_output(n: int) -> None:
     weight, values = make_weight("q8_0", 40, 64)
     x, wide = torch.randn(n, 64), poisoned(n, 100)
     cpu().linear(x, weight, None, wide[:, 30:70])
-    assert relative_error(wide[:, 30:70], x.double() @ values.t()) < 4e-3
+    assert relative_error(wide[:, 30:70], x.double() @ values.t()) < 8e-3
     assert wide[:, :30].isnan().all()
     assert wide[:, 70:].isnan().all()
 

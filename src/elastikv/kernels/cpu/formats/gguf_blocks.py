@@ -10,7 +10,9 @@ from llvmlite import ir
 from typing_extensions import override
 
 from elastikv.kernels.cpu.formats.weights import BlockLayout
+from elastikv.kernels.cpu.simd.features import has_vnni
 from elastikv.kernels.cpu.simd.int8_dot import Int8Dot, int8_dot
+from elastikv.kernels.cpu.simd.int8_panel import PanelCode, PanelFormat, unpacks
 from elastikv.kernels.cpu.simd.math import fma, splat
 from elastikv.kernels.cpu.simd.memory import load_f32, load_half, load_high_nibbles, load_i8, load_low_nibbles
 from elastikv.kernels.cpu.simd.vector import F32, I32, Vector
@@ -19,12 +21,34 @@ BLOCK = 32
 """Values that share a scale."""
 
 
+# Without VPDPBUSD, weights of 8 bits are multiplied with their signs.
+_Q8_0_PANEL = PanelFormat(bias=128, highest=255) if has_vnni() else PanelFormat(bias=0, highest=None)
+_Q4_0_PANEL = PanelFormat(bias=8, highest=15)
+
+
+@unpacks(_Q8_0_PANEL)
+def _unpack_q8_0(code: PanelCode) -> None:
+    code.store_scales(0, code.halves_at(0))
+    for index, word in enumerate([*code.words(2), *code.words(18)]):
+        unsigned = code.builder.xor(word, code.constant(0x80808080)) if _Q8_0_PANEL.bias else word
+        code.store_values(0, index, unsigned)
+
+
+@unpacks(_Q4_0_PANEL)
+def _unpack_q4_0(code: PanelCode) -> None:
+    code.store_scales(0, code.halves_at(0))
+    for index, word in enumerate(code.words(2)):
+        code.store_values(0, index, code.bits(word, 0, 0x0F0F0F0F))
+        code.store_values(0, index + 4, code.bits(word, 4, 0x0F0F0F0F))
+
+
 class Q8_0Blocks(BlockLayout):  # noqa: N801
     """34 bytes a block: a float16 scale, 32 int8."""
 
     label = "q8_0 blocks"
     block_values = BLOCK
     block_bytes = 34
+    panel = _Q8_0_PANEL
 
     @override
     def load(self, row: int, scales: int, start: int) -> Vector:
@@ -36,6 +60,10 @@ class Q8_0Blocks(BlockLayout):  # noqa: N801
         block = row + start // BLOCK * 34
         products = fma(load_i8(block + 18), load_f32(x + 64), load_i8(block + 2) * load_f32(x))
         return fma(splat(load_half(block)), products, sums)
+
+    @override
+    def unpack_block(self, rows: int, offset: int, out: int) -> None:
+        _unpack_q8_0(rows, offset, out)
 
 
 @int8_dot
@@ -56,7 +84,7 @@ class Q4_0Blocks(BlockLayout):  # noqa: N801
     label = "q4_0 blocks"
     block_values = BLOCK
     block_bytes = 18
-    int8_rows = 1
+    panel = _Q4_0_PANEL
     int8_group = (1, 2, 4)
 
     @override
@@ -71,6 +99,10 @@ class Q4_0Blocks(BlockLayout):  # noqa: N801
         block = row + start // BLOCK * 18
         low = load_low_nibbles(block + 2) * load_f32(x)
         return fma(splat(load_half(block)), fma(load_high_nibbles(block + 2), load_f32(x + 64), low), sums)
+
+    @override
+    def unpack_block(self, rows: int, offset: int, out: int) -> None:
+        _unpack_q4_0(rows, offset, out)
 
     @override
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:

@@ -20,6 +20,7 @@ from elastikv.kernels.cpu.formats.layout import compiled
 from elastikv.kernels.cpu.formats.weights import BlockLayout
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.simd.int8_dot import Int8Dot, int8_dot
+from elastikv.kernels.cpu.simd.int8_panel import PanelCode, PanelFormat, unpacks
 from elastikv.kernels.cpu.simd.math import fma, splat
 from elastikv.kernels.cpu.simd.memory import load_byte, load_f32, load_half, load_signed_byte
 from elastikv.kernels.cpu.simd.vector import (
@@ -84,7 +85,6 @@ class KQuantLayout(BlockLayout):
     """What the k-quants share: all is in how sixteen values are loaded."""
 
     block_values = _BLOCK
-    int8_rows = 16
 
     @compiled
     def half_part(self, block: int, part: int, half: int) -> Vector:
@@ -182,6 +182,74 @@ def _dot_q6_k(code: Int8Dot) -> None:
         code.add(products, pair)
 
 
+# --- panels
+
+_Q4_K_PANEL = PanelFormat(bias=0, highest=15, scales="minimum")
+_Q5_K_PANEL = PanelFormat(bias=0, highest=31, scales="minimum")
+_Q6_K_PANEL = PanelFormat(bias=32, highest=63, scales="halves")
+
+
+def _unpack_scales_and_minima(code: PanelCode) -> None:
+    """See ``_scale_and_minimum``. The first 16 bytes are d, dmin and these: four words of each row."""
+    halves, first, second, third = code.words(0)
+    d, dmin = code.low_half(halves), code.builder.fneg(code.high_half(halves))
+    for part in range(8):
+        shift = part % 4 * 8
+        if part < 4:
+            scale, minimum = code.bits(first, shift, 63), code.bits(second, shift, 63)
+        else:
+            scale = code.builder.or_(code.bits(third, shift, 15), code.bits(first, shift + 2, 0x30))
+            minimum = code.builder.or_(code.bits(third, shift + 4, 15), code.bits(second, shift + 2, 0x30))
+        numbers = (code.builder.sitofp(number, F32x16) for number in (scale, minimum))
+        code.store_scales(part, *(code.builder.fmul(*pair) for pair in zip(numbers, (d, dmin), strict=True)))
+
+
+def _unpack_nibbles(code: PanelCode, nibbles_at: int, fifths_at: int | None) -> None:
+    """Two parts share 32 bytes; bit i of the bytes with the fifth bits belongs to part i."""
+    fifths = [] if fifths_at is None else [*code.words(fifths_at), *code.words(fifths_at + 16)]
+    for part in range(0, 8, 2):
+        start = nibbles_at + 16 * part
+        for index, word in enumerate([*code.words(start), *code.words(start + 16)]):
+            for nibble in range(2):
+                values = code.bits(word, 4 * nibble, 0x0F0F0F0F)
+                if fifths:
+                    fifth = code.bits(fifths[index], part + nibble - 4, 0x10101010)
+                    values = code.builder.or_(values, fifth)
+                code.store_values(part + nibble, index, values)
+
+
+@unpacks(_Q4_K_PANEL)
+def _unpack_q4_k(code: PanelCode) -> None:
+    _unpack_scales_and_minima(code)
+    _unpack_nibbles(code, 16, None)
+
+
+@unpacks(_Q5_K_PANEL)
+def _unpack_q5_k(code: PanelCode) -> None:
+    _unpack_scales_and_minima(code)
+    _unpack_nibbles(code, 48, 16)
+
+
+@unpacks(_Q6_K_PANEL)
+def _unpack_q6_k(code: PanelCode) -> None:
+    d, scales = code.halves_at(208), code.words(192)
+    for part in range(8):
+        pair = []
+        for index in (2 * part, 2 * part + 1):
+            at_the_top = code.bits(scales[index // 4], index % 4 * 8 - 24, 0xFF000000)
+            number = code.builder.ashr(at_the_top, code.constant(24))
+            pair.append(code.builder.fmul(code.builder.sitofp(number, F32x16), d))
+        code.store_scales(part, *pair)
+    for half in range(2):
+        low = [word for start in range(0, 64, 16) for word in code.words(64 * half + start)]
+        high = [word for start in range(0, 32, 16) for word in code.words(128 + 32 * half + start)]
+        for part in range(4):
+            for index in range(8):
+                below = code.bits(low[part % 2 * 8 + index], part // 2 * 4, 0x0F0F0F0F)
+                above = code.bits(high[index], 2 * part - 4, 0x30303030)
+                code.store_values(4 * half + part, index, code.builder.or_(below, above))
+
+
 # --- the layouts
 
 
@@ -190,6 +258,7 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
 
     label = "q4_k blocks"
     block_bytes = 144
+    panel = _Q4_K_PANEL
     int8_group = (4, 1, 8)
 
     @override
@@ -200,12 +269,17 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
         return _dot_q4_k(blocks, x, start, x_scales, sums)
 
+    @override
+    def unpack_block(self, rows: int, offset: int, out: int) -> None:
+        _unpack_q4_k(rows, offset, out)
+
 
 class Q5_KLayout(KQuantLayout):  # noqa: N801
     """176 bytes a block: 5-bit values, a scale and a minimum for each part."""
 
     label = "q5_k blocks"
     block_bytes = 176
+    panel = _Q5_K_PANEL
     int8_group = (4, 1, 8)
 
     @override
@@ -216,12 +290,17 @@ class Q5_KLayout(KQuantLayout):  # noqa: N801
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
         return _dot_q5_k(blocks, x, start, x_scales, sums)
 
+    @override
+    def unpack_block(self, rows: int, offset: int, out: int) -> None:
+        _unpack_q5_k(rows, offset, out)
+
 
 class Q6_KLayout(KQuantLayout):  # noqa: N801
     """210 bytes a block: 6-bit values, a scale for each half of a part."""
 
     label = "q6_k blocks"
     block_bytes = 210
+    panel = _Q6_K_PANEL
     int8_group = (4, 8, 8)
 
     @override
@@ -235,6 +314,10 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
     @override
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
         return _dot_q6_k(blocks, x, start, x_scales, sums)
+
+    @override
+    def unpack_block(self, rows: int, offset: int, out: int) -> None:
+        _unpack_q6_k(rows, offset, out)
 
 
 Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS = Q4_KLayout(), Q5_KLayout(), Q6_KLayout()

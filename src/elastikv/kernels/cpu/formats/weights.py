@@ -7,11 +7,13 @@ from abc import abstractmethod
 from typing_extensions import override
 
 from elastikv.kernels.cpu.formats.layout import Layout, compiled, compiled_constant
+from elastikv.kernels.cpu.simd.int8_panel import PanelFormat
 from elastikv.kernels.cpu.simd.vector import Vector
 
 compiled_constant("block_values")
 compiled_constant("block_bytes")
 compiled_constant("int8_group")
+compiled_constant("panel_numbers")
 
 
 class BlockLayout(Layout):
@@ -20,12 +22,22 @@ class BlockLayout(Layout):
     block_values: int
     block_bytes: int
 
-    int8_rows: int = 0
-    """Rows of x up to which products with int8 values are faster than others, and are there: none, one, or several."""
+    panel: PanelFormat
+    """What ``unpack_block`` makes of the weights."""
 
     int8_group: tuple[int, int, int] | None = None
     """What ``dot_int8`` takes at a time, in pairs of 32 values; how much larger than themselves it takes weights to be,
-    divided by 4; how many neighbouring lanes the products of 32 values fall into."""
+    divided by 4; how many neighbouring lanes the products of 32 values fall into. None: a single row is float32."""
+
+    @property
+    def panel_numbers(self) -> tuple[int, int, int, int]:
+        """Of ``panel``, for kernels: bytes of a block of sixteen rows, and of a row of x; bias; ``scales``.
+
+        The last is 0 for "one", 1 for "minimum", 2 for "halves".
+        """
+        panel = self.panel
+        kinds = {"one": 0, "minimum": 1, "halves": 2}
+        return panel.block_bytes, panel.token_bytes, panel.bias, kinds[panel.scales]
 
     @override
     def row_bytes(self, width: int) -> int:
@@ -41,6 +53,14 @@ class BlockLayout(Layout):
         """``sums`` plus the row's 32 values from ``start`` on times the 32 float32 at ``x``, spread over the lanes.
 
         What scales them is common to the products: it is applied to their sum.
+        """
+
+    @compiled
+    @abstractmethod
+    def unpack_block(self, rows: int, offset: int, out: int) -> None:
+        """One block of sixteen rows, ``offset`` bytes behind the addresses at ``rows``, to a panel.
+
+        See ``simd/int8_panel``. A block of the packed type may be several of the panel.
         """
 
     @compiled

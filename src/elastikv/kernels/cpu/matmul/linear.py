@@ -1,4 +1,4 @@
-"""``x @ weight.T``: few rows by a kernel that reads the weights once, many rows by GEMM with dequantised tiles."""
+"""``x @ weight.T``: packed weights with x in 8 bits; dense ones by kernels that read them once, or by torch's GEMM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from elastikv.kernels.cpu.formats import WEIGHTS
 from elastikv.kernels.cpu.formats.layout import Layout
 from elastikv.kernels.cpu.formats.plain import BF16, F16, F32
 from elastikv.kernels.cpu.formats.weights import BlockLayout
+from elastikv.kernels.cpu.matmul import gemm_int8
 from elastikv.kernels.cpu.matmul.arguments import Matrix
 from elastikv.kernels.cpu.matmul.dequantise import dequantise
 from elastikv.kernels.cpu.matmul.skinny import Product, multiply_rows, product_of
@@ -22,8 +23,8 @@ TILE_VALUES = 1 << 20
 INPUT_VALUES = 1 << 21
 """Values of x converted at once."""
 
-SCRATCH_BYTES = 4 * TILE_VALUES + 2 * INPUT_VALUES
-"""Most that one product holds: a tile, and either nothing else (float32) or results and inputs in bf16."""
+SCRATCH_BYTES = max(4 * TILE_VALUES + 2 * INPUT_VALUES, gemm_int8.SCRATCH_BYTES)
+"""Most that one product holds: a tile, and with bf16 results and inputs; or x in 8 bits."""
 
 _ROW_MULTIPLE = 32
 """oneDNN compiles bf16 products anew for every number of rows, and keeps up to a gigabyte of code: rows are padded."""
@@ -36,24 +37,23 @@ def has_fast_bf16() -> bool:
 
 def has_fast_int8() -> bool:
     """Whether products of 8-bit values are the fastest here."""
-    return features.has_vnni()
+    return features.has_byte_products()
 
 
 class LinearKernel:
     """Multiplies with dense and packed weights, each the fastest way that this processor has.
 
-    ============ ======================== ========================= ==============================
-    weights      one row of x             a few rows                many rows
-    ============ ======================== ========================= ==============================
-    f32, f16     float32                  float32                   float32, f16 in float32 tiles
-    bf16         float32                  bf16 (error 0.2 %)        bf16 (0.3 %)
-    q8_0         float32                  bf16 (0.2 %)              bf16, in tiles (0.3 %)
-    q4_0         8-bit x (0.5 %)          bf16 (0.2 %)              bf16, in tiles (0.3 %)
-    k-quants     8-bit x (0.5 %)          8-bit x (0.5 %)           bf16, in tiles (0.3 %)
-    ============ ======================== ========================= ==============================
+    ============== ======================== ========================= ==============================
+    weights        one row of x             a few rows                many rows
+    ============== ======================== ========================= ==============================
+    f32, f16       float32                  float32                   float32, f16 in float32 tiles
+    bf16           float32                  bf16 (error 0.2 %)        bf16 (0.3 %)
+    q8_0           float32                  8-bit x (0.5 %)           8-bit x (0.5 %)
+    q4_0, k-quants 8-bit x (0.5 %)          8-bit x (0.5 %)           8-bit x (0.5 %)
+    ============== ======================== ========================= ==============================
 
     Errors are the relative rms error of the output, beside what the weights lost when they were packed (q8_0 0.5 %,
-    q4_0 8 %). Without AVX-512's bf16 and 8-bit instructions, all of it is float32.
+    q4_0 8 %). 8-bit products need AVX2, bf16 AVX-512 BF16; without, it is float32, with weights dequantised in tiles.
     """
 
     def __init__(self) -> None:
@@ -77,13 +77,11 @@ class LinearKernel:
         return out if bias is None else out.add_(bias)
 
     def product(self, weight: Weight) -> Product:
-        """How a few rows are multiplied with this weight."""
+        """How rows are multiplied with this weight, up to its ``max_rows``."""
         (_, n_in), layout = weight.shape, _layout(weight)
-        int8_rows = layout.int8_rows if isinstance(layout, BlockLayout) and self._int8 and n_in % 64 == 0 else 0
-        if int8_rows > 1:
-            return product_of(layout, "int8", "int8")
-        several = "bf16" if self._in_bf16(weight) and n_in % 32 == 0 else "f32"
-        return product_of(layout, "int8" if int8_rows else "f32", several)
+        if isinstance(layout, BlockLayout) and self._int8:
+            return product_of(layout, "int8" if layout.int8_group and n_in % 64 == 0 else "f32", "int8")
+        return product_of(layout, "f32", "bf16" if self._in_bf16(weight) and n_in % 32 == 0 else "f32")
 
     def _in_bf16(self, weight: Weight) -> bool:
         """Whether products of several rows are in bf16."""

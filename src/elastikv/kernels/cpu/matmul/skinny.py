@@ -1,4 +1,4 @@
-"""``x @ weight.T`` for a few rows of x (skinny GEMM): one entry to the kernels that read each weight once.
+"""``x @ weight.T`` where the weights are multiplied as they lie in memory: one entry to all such kernels.
 
 Which of them multiplies depends on the weight's layout, on the type that x is converted to, and on whether there is one
 row or more. The first two make a ``Product``, a tag that kernels are compiled for (as layouts are).
@@ -7,6 +7,7 @@ row or more. The first two make a ``Product``, a tag that kernels are compiled f
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any, Literal
 
 from numba import types
@@ -14,13 +15,16 @@ from numba.extending import overload
 
 from elastikv.kernels.cpu.formats.layout import Layout, layout_of, tag_type
 from elastikv.kernels.cpu.jit import fused, typed
-from elastikv.kernels.cpu.matmul import skinny_bf16, skinny_f32, skinny_int8
+from elastikv.kernels.cpu.matmul import gemm_int8, skinny_bf16, skinny_f32, skinny_int8
 from elastikv.kernels.cpu.matmul.arguments import Activations, Matrix
 
 XType = Literal["f32", "bf16", "int8"]
 """The type that x is converted to before it is multiplied."""
 
-_KERNELS: dict[XType, Any] = {"f32": skinny_f32.multiply, "bf16": skinny_bf16.multiply, "int8": skinny_int8.multiply}
+_ONE: dict[XType, Any] = {"f32": skinny_f32.multiply, "int8": skinny_int8.multiply}
+_SEVERAL: dict[XType, Any] = {"f32": skinny_f32.multiply, "bf16": skinny_bf16.multiply, "int8": gemm_int8.multiply}
+
+_MAX_ROWS: dict[XType, int] = {"f32": 8, "bf16": 16, "int8": sys.maxsize}
 
 
 @tag_type
@@ -38,26 +42,26 @@ class Product:
     """A weight's layout, and the types that x is converted to: one row of it, and several."""
 
     def __init__(self, weight: Layout, one: XType, several: XType) -> None:
-        self.max_rows = 8 if several == "f32" else 16
-        """Rows of x up to which reading the weight once beats products of whole matrices."""
+        self.max_rows = _MAX_ROWS[several]
+        """Rows of x up to which this beats torch's products of whole matrices."""
         self._numba_type_ = ProductType(weight, one, several)
 
 
 @functools.cache
 def product_of(weight: Layout, one: XType, several: XType) -> Product:
-    """The one tag for these. bf16 needs ``n_in % 32 == 0``, int8 ``n_in % 64 == 0``."""
+    """The one tag for these. bf16 and int8 need ``n_in % 32 == 0``, int8 with a single row ``n_in % 64 == 0``."""
     return Product(weight, one, several)
 
 
 def multiply(product: Any, matrix: Matrix, activations: Activations) -> None:
-    """``out = x @ weight.T + bias`` for a few rows of x, float32. For compiled callers."""
+    """``out = x @ weight.T + bias`` for up to ``max_rows`` rows of x, float32. For compiled callers."""
     raise NotImplementedError
 
 
 @typed(overload(multiply))
 def _choose(product: Any, matrix: Any, activations: Any) -> Any:
     layout = layout_of(product.weight)
-    multiply_one, multiply_several = _KERNELS[product.one], _KERNELS[product.several]
+    multiply_one, multiply_several = _ONE[product.one], _SEVERAL[product.several]
 
     def apply(product: Any, matrix: Any, activations: Any) -> Any:
         if activations[2] == 1:
@@ -70,5 +74,5 @@ def _choose(product: Any, matrix: Any, activations: Any) -> Any:
 
 @fused
 def multiply_rows(product: Any, matrix: Matrix, activations: Activations) -> None:
-    """``out = x @ weight.T + bias`` for a few rows of x, float32. For Python."""
+    """``out = x @ weight.T + bias`` for up to ``max_rows`` rows of x, float32. For Python."""
     multiply(product, matrix, activations)

@@ -1,4 +1,4 @@
-"""Skinny GEMM with packed weights and x quantised to 8 bits, in blocks of 32 values.
+"""Packed weights times a single row of x, quantised to 8 bits in blocks of 32 values; for more rows, see ``gemm_int8``.
 
 Reading 4-bit weights is faster than dequantising them to float32; products of integers keep up with the
 reading. Quantising x adds about 0.5 % relative rms error, beside the 8 % that q4_0 weights have.
@@ -16,9 +16,8 @@ from numba import prange
 
 from elastikv.kernels.cpu.jit import inlined, kernel
 from elastikv.kernels.cpu.matmul.arguments import ROWS_PER_JOB, WEIGHTS_PREFETCH, Activations, Matrix
-from elastikv.kernels.cpu.simd.math import absolute, max_lanes, maximum, round_even, splat, store_sums, sum_lanes
+from elastikv.kernels.cpu.simd.math import absolute, max_lanes, maximum, round_even, splat, sum_lanes
 from elastikv.kernels.cpu.simd.memory import load_f32, load_float, prefetch_once, store_float, store_i8
-from elastikv.kernels.cpu.simd.rows import four_rows
 from elastikv.kernels.cpu.simd.vector import Scalar
 
 _ZERO = np.float32(0)
@@ -70,27 +69,6 @@ def _dot_1(layout: Any, row: int, n_groups: int, quantised: Any) -> Scalar:
 
 
 @inlined
-def _dot_4(layout: Any, row: int, n_groups: int, quantised: Any, offsets: Any, out: int) -> None:
-    """One weight row times four quantised rows of x, which share its unpacking; writes four consecutive float32."""
-    n_pairs, _, _ = layout.int8_group
-    group_bytes = layout.row_bytes(n_pairs * _PAIR)
-    a = b = c = d = splat(_ZERO)
-    for group in range(n_groups):
-        blocks, offset = row + group * group_bytes, group * n_pairs * _PAIR
-        for line in range(0, group_bytes, 64):
-            prefetch_once(blocks + WEIGHTS_PREFETCH + line)
-        x, start, scales = _offset(quantised, offset + offsets[0])
-        a = layout.dot_int8(blocks, x, start, scales, a)
-        x, start, scales = _offset(quantised, offset + offsets[1])
-        b = layout.dot_int8(blocks, x, start, scales, b)
-        x, start, scales = _offset(quantised, offset + offsets[2])
-        c = layout.dot_int8(blocks, x, start, scales, c)
-        x, start, scales = _offset(quantised, offset + offsets[3])
-        d = layout.dot_int8(blocks, x, start, scales, d)
-    store_sums(out, a, b, c, d)
-
-
-@inlined
 def _offset(addresses: Any, offset: int) -> tuple[int, int, int]:
     """Addresses in all three arrays, ``offset`` bytes further: a pair takes 64 in each."""
     return (addresses[0] + offset, addresses[1] + offset, addresses[2] + offset)
@@ -104,25 +82,6 @@ def multiply_one(layout: Any, matrix: Matrix, out: int, quantised: Any, begin: i
     for index in range(begin, end):
         add = load_float(bias + index * 4) if bias != 0 else _ZERO
         store_float(out + index * 4, _dot_1(layout, weight + index * weight_stride, n_groups, quantised) + add)
-
-
-@inlined
-def multiply_several(
-    layout: Any, matrix: Matrix, activations: Activations, quantised: Any, begin: int, end: int
-) -> None:
-    """Weight rows ``begin..end`` times each row of x."""
-    weight, weight_stride, _, n_in, bias = matrix
-    _, _, n, out, out_stride = activations
-    n_groups = n_in // (layout.int8_group[0] * _PAIR)
-    sums = np.empty(4, dtype=np.float32)
-    for index in range(begin, end):
-        row = weight + index * weight_stride
-        add = load_float(bias + index * 4) if bias != 0 else _ZERO
-        for first in range(0, n, 4):
-            offsets = four_rows(0, n_in, first, n - 1)
-            _dot_4(layout, row, n_groups, quantised, offsets, sums.ctypes.data)
-            for member in range(min(n - first, 4)):
-                store_float(out + (first + member) * out_stride + index * 4, sums[member] + add)
 
 
 @inlined
@@ -157,20 +116,11 @@ def addresses_of(rows: Any, row: int) -> tuple[int, int, int]:
 
 @kernel
 def multiply(layout: Any, matrix: Matrix, activations: Activations) -> None:
-    """``out = x @ weight.T + bias`` for a few rows of x, float32; n_in is a multiple of 64."""
+    """``out = x @ weight.T + bias`` for one row of x, float32; n_in is a multiple of 64."""
     n_out, n_in = matrix[2], matrix[3]
-    x, x_stride, n, out, _ = activations
-    quantised = empty_rows(n, n_in)
-    for row in range(n):
-        quantise_row(layout, x + row * x_stride, quantised, row)
-    n_jobs = (n_out + ROWS_PER_JOB - 1) // ROWS_PER_JOB
-    if n == 1:
-        for job in prange(n_jobs):
-            begin = job * ROWS_PER_JOB
-            end = min(begin + ROWS_PER_JOB, n_out)
-            multiply_one(layout, matrix, out, addresses_of(quantised, 0), begin, end)
-    else:
-        for job in prange(n_jobs):
-            begin = job * ROWS_PER_JOB
-            end = min(begin + ROWS_PER_JOB, n_out)
-            multiply_several(layout, matrix, activations, addresses_of(quantised, 0), begin, end)
+    quantised = empty_rows(1, n_in)
+    quantise_row(layout, activations[0], quantised, 0)
+    for job in prange((n_out + ROWS_PER_JOB - 1) // ROWS_PER_JOB):
+        begin = job * ROWS_PER_JOB
+        end = min(begin + ROWS_PER_JOB, n_out)
+        multiply_one(layout, matrix, activations[3], addresses_of(quantised, 0), begin, end)

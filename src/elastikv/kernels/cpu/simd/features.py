@@ -29,8 +29,13 @@ def has_bf16() -> bool:
 
 
 def has_vnni() -> bool:
-    """Whether products of int8 values (``int8_dot``) run here."""
-    return has("avx512vnni")
+    """Whether there is an instruction for the products of bytes."""
+    return has("avx512vnni") or has("avxvnni")
+
+
+def has_byte_products() -> bool:
+    """Whether products of bytes (``byte_products``) run here, by one instruction or in steps."""
+    return has("avx2")
 
 
 def require_halves() -> None:

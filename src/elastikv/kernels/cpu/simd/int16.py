@@ -95,7 +95,7 @@ def interleave_high(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value
     return _interleaved(builder, a, b, LANES)
 
 
-def _dots_of_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+def dots_of_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1], by the processor's own instruction if it is known to have one.
 
     LLVM would find it in the plain form, too, but not where it has moved a part of that out of a loop.
@@ -115,7 +115,7 @@ def _dots_of_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 @operation(int32_type, int16_type, int16_type, int32_type)
 def add_dots(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, sums: ir.Value) -> ir.Value:
     """``add_dots(a, b, sums)``: sums[i] + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]."""
-    return builder.add(_dots_of_pairs(builder, a, b), sums)
+    return builder.add(dots_of_pairs(builder, a, b), sums)
 
 
 @operation(int32_type)

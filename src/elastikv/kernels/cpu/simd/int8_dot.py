@@ -1,7 +1,7 @@
-"""Products of packed weights with int8 values, by the x86 instruction that adds four of them at a time (VPDPBUSD).
+"""Products of one row of packed weights with int8 values, see ``byte_products``.
 
-It multiplies values without sign with values that have one: weights are taken as ``w + bias`` (see
-``matmul/skinny_int8``). Only kernels whose callers asked ``features.has_vnni`` may use them.
+These multiply values without sign with values that have one: weights are taken as ``w + bias`` (see
+``matmul/skinny_int8``).
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 
+from elastikv.kernels.cpu.simd.byte_products import ByteProducts
 from elastikv.kernels.cpu.simd.vector import (
     F16,
     F32,
@@ -20,15 +20,12 @@ from elastikv.kernels.cpu.simd.vector import (
     I32,
     F32x16,
     I32x16,
-    assembly,
     call_intrinsic,
     operation,
     pointer,
     shuffled,
     vector_type,
 )
-
-llvmlite.binding.initialize_native_asmparser()
 
 
 class Int8Dot:
@@ -93,10 +90,10 @@ class Int8Dot:
         return self.load(self._start, 64 * pair, I32x16)
 
     def dot(self, weights: ir.Value, pair: int, sums: ir.Value) -> ir.Value:
-        """int32 sums plus 64 weights times the pair's values, as float32."""
+        """int32 sums plus 64 weights, of at most 6 bits, times the pair's values, as float32."""
         x = self.load(self._x, 64 * pair, ir.VectorType(I8, 64))
-        sums = assembly(self.builder, "vpdpbusd $3, $2, $0", I32x16, "=v,0,v,v", [sums, weights, x])
-        return self.builder.sitofp(sums, F32x16)
+        products = ByteProducts(self.builder, highest=63)
+        return self.builder.sitofp(products.total(products.add(weights, x, None, sums), sums), F32x16)
 
     def add(self, products: ir.Value, pair: int) -> None:
         """Add a pair's products, times the scales of its values, to the sums."""

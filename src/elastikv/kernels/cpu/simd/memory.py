@@ -220,6 +220,12 @@ def store_float(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> No
     builder.store(value, pointer(builder, address), align=1)
 
 
+@operation(types.void, types.intp, types.int32)
+def store_int(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+    """``store_int(address, value)``: one int32."""
+    builder.store(value, pointer(builder, address), align=1)
+
+
 @operation(types.intp, types.intp)
 def load_byte(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """``load_byte(address)``: one uint8 as an integer."""
