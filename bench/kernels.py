@@ -2,6 +2,7 @@
 
     python -m bench.kernels                      # everything, a few minutes
     python -m bench.kernels --only attention --cell-types f16,q8_0 --depths 4096,16384
+    python -m bench.kernels --only products      # packed weights in integers, by rows of x
     python -m bench.kernels --json bench/results/kernels.json
 
 Reading is measured in the same rounds as the kernels (they take turns), because a shared machine's
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from bench.bandwidth import PlainRead
+from bench.products import measure_product
 from bench.report import lengths, new_parser, write_json
 from elastikv.batch import Span, UBatch
 from elastikv.kernels import quants
@@ -30,6 +32,7 @@ from elastikv.kernels.cpu.formats import CELLS
 from elastikv.kernels.weights import PackedTensor, Weight
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
+from tools.gguf_files import K_QUANTS, random_blocks
 
 
 @dataclass
@@ -137,6 +140,8 @@ def make_weight(kind: str, n_out: int, n_in: int) -> Weight:
     values = torch.randn(n_out, n_in)
     if kind in quants.TARGETS:
         return PackedTensor(kind, (n_out, n_in), quants.pack(values, kind))
+    if kind in K_QUANTS:
+        return PackedTensor(kind, (n_out, n_in), torch.from_numpy(random_blocks(kind, n_out, n_in)))
     return values.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind])
 
 
@@ -145,6 +150,18 @@ def bench_linear(bench: Bench, kind: str, n: int, n_out: int, n_in: int) -> None
     case = f"{kind} {n_out} x {n_in}, {n} row{'s' if n > 1 else ''}"
     flop, n_bytes = (2 * n * n_out * n_in, 0) if n > 16 else (0, weight.nbytes)
     bench.measure("linear", case, lambda: bench.kernels.linear(x, weight, None, out), n_bytes, flop)
+
+
+def bench_products(bench: Bench, kind: str, n: int, n_out: int, n_in: int) -> None:
+    """Prints multiply-adds a second, beside the instruction's own rate and torch.mm's."""
+    weight = make_weight(kind, n_out, n_in)
+    rates = measure_product(bench.kernels, weight, n, torch.get_num_threads(), bench.rounds, bench.read.rate)
+    case = f"{kind} {n_out} x {n_in}, {n} row{'s' if n > 1 else ''}"
+    n_bytes = weight.nbytes / rates.seconds / 1e9
+    result = Result("products", case, rates.seconds * 1e6, n_bytes, 2 * rates.product / 1e9, None)
+    bench.results.append(result)
+    shares = f"{rates.product / rates.peak:.0%} of {rates.peak / 1e9:.0f}, {rates.product / rates.torch:.2f} x torch.mm"
+    print(f"{format_line(result)}  {rates.product / 1e9:.0f} GMAC/s, {shares}", flush=True)
 
 
 def bench_glue(bench: Bench) -> None:
@@ -184,6 +201,10 @@ def run(bench: Bench, args: argparse.Namespace) -> None:
         for kind in args.weight_types.split(","):
             for n in (1, 2, 4, 8, 16, 512):
                 bench_linear(bench, kind, n, 12288, 4096)
+    if args.only in (None, "products"):
+        for kind in args.packed_types.split(","):
+            for n in args.rows:
+                bench_products(bench, kind, n, 6144, 1024)
     if args.only in (None, "glue"):
         bench_glue(bench)
 
@@ -198,9 +219,11 @@ def format_line(result: Result) -> str:
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--only", choices=["attention", "prefill", "linear", "glue"])
+    parser.add_argument("--only", choices=["attention", "prefill", "linear", "products", "glue"])
     parser.add_argument("--cell-types", default="f16,bf16,q8_0,f32")
     parser.add_argument("--weight-types", default="q8_0,q4_0,bf16,f16,f32")
+    parser.add_argument("--packed-types", default="q8_0,q4_0,q4_k,q5_k,q6_k", help="of the section products")
+    parser.add_argument("--rows", type=lengths, default=[1, 2, 4, 8, 16, 32, 64, 128, 512], help="as well")
     parser.add_argument("--depths", type=lengths, default=[512, 4096, 16384, 65536])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("-t", "--threads", type=int, default=torch.get_num_threads())
