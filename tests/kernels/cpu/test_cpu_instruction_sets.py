@@ -33,7 +33,8 @@ def run(pytestconfig: pytest.Config, record_property: Callable[[str, object], No
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "AVX-512"])
 def test_products(name: str, run: Run) -> None:
-    run(name, "matmul/test_cpu_linear.py", "-k", "columns or (as and here and (7 or 1) and (q8_0 or q4_k))")
+    chosen = "columns or large or (as and here and (7 or 1) and (q8_0 or q4_k))"
+    run(name, "matmul/test_cpu_linear.py", "matmul/test_cpu_gemm_int8.py", "-k", chosen)
 
 
 @pytest.mark.slow
