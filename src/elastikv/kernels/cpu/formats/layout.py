@@ -20,7 +20,6 @@ from numba.core.imputils import lower_constant
 from numba.extending import NativeValue, models, overload_attribute, overload_method, register_model, unbox
 
 from elastikv.kernels.cpu.jit import inlined, typed
-from elastikv.kernels.cpu.simd.bf16 import round_to_bf16
 from elastikv.kernels.cpu.simd.vector import LANES, Vector
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -126,11 +125,6 @@ class Layout(ABC):
     @abstractmethod
     def load_part(self, row: int, scales: int, start: int, count: int) -> Vector:
         """The row's last ``count < 16`` values, from ``start`` on; nothing behind them is read, other lanes are 0."""
-
-    @compiled
-    def load_bf16(self, row: int, start: int) -> Any:
-        """Values ``start .. start + 31`` of a row, rounded to bfloat16; ``start`` is a multiple of 32."""
-        return round_to_bf16(self.load(row, 0, start), self.load(row, 0, start + LANES))
 
 
 @inlined

@@ -246,8 +246,9 @@ class BF16Layout(PlainLayout):
     def load_part(self, row: int, scales: int, start: int, count: int) -> Vector:
         return load_bf16_part(row + start * 2, count)
 
-    @override
+    @compiled
     def load_bf16(self, row: int, start: int) -> Any:
+        """Values ``start .. start + 31`` of a row, for ``simd/bf16``."""
         return load_bf16_pairs(row + start * 2)
 
     @override

@@ -59,7 +59,7 @@ class LinearKernel:
     def __init__(self) -> None:
         self._bf16 = has_fast_bf16()
         self._int8 = has_fast_int8()
-        self._tile = torch.empty(0, dtype=torch.uint8)
+        self._tile = torch.empty(0)
 
     def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
         """``x @ weight.T + bias``, see ``Kernels.linear``."""
@@ -85,7 +85,7 @@ class LinearKernel:
 
     def _in_bf16(self, weight: Weight) -> bool:
         """Whether products of several rows are in bf16."""
-        return self._bf16 and (isinstance(weight, PackedTensor) or weight.dtype == torch.bfloat16)
+        return self._bf16 and isinstance(weight, torch.Tensor) and weight.dtype == torch.bfloat16
 
     def _multiply_tiles(self, x: torch.Tensor, weight: Weight, out: torch.Tensor) -> None:
         """x may have more rows than ``out``."""
@@ -100,17 +100,16 @@ class LinearKernel:
                 out[:, rows] = torch.mm(x, tile.t())[: len(out)]
 
     def _dequantised(self, weight: Weight, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        """Rows of the weight in ``dtype``: its own where it is that, else a tile that the next call reuses."""
+        """Rows of the weight as float32, in a tile that the next call reuses; as they are if that is ``dtype``."""
         if isinstance(weight, torch.Tensor) and weight.dtype == dtype:
             return weight[rows]
         data, layout, n_in = _data(weight), _layout(weight), weight.shape[1]
-        n_bytes = (rows.stop - rows.start) * n_in * dtype.itemsize
-        if self._tile.nbytes < n_bytes:
-            self._tile = torch.empty(n_bytes, dtype=torch.uint8)
-        tile = self._tile[:n_bytes].view(dtype).view(-1, n_in)
-        target = F32 if dtype == torch.float32 else BF16
+        n_values = (rows.stop - rows.start) * n_in
+        if len(self._tile) < n_values:
+            self._tile = torch.empty(n_values)
+        tile = self._tile[:n_values].view(-1, n_in)
         address = data.data_ptr() + rows.start * data.stride(0) * data.element_size()
-        dequantise(layout, target, address, data.stride(0) * data.element_size(), len(tile), n_in, tile.data_ptr())
+        dequantise(layout, address, data.stride(0) * data.element_size(), len(tile), n_in, tile.data_ptr())
         return tile
 
 

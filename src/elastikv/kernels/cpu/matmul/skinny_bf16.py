@@ -1,8 +1,8 @@
-"""Skinny GEMM with weights and x both rounded to bfloat16, sums in float32.
+"""Skinny GEMM with weights in bfloat16 and x rounded to it, sums in float32.
 
 Where weights are read for several rows of x at once, float32 arithmetic is no longer hidden behind the reading;
 these instructions do twice as much of it. Weight rows go two at a time, by one thread, past four or eight rows of x:
-both share what is read of these, and dequantising a weight row is paid once for eight.
+both share what is read of these.
 """
 
 from __future__ import annotations

@@ -22,12 +22,6 @@ def load_bf16_pairs(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     return builder.load(pointer(builder, address), align=1, typ=I16x32)
 
 
-@operation(bf16_type, vector_type, vector_type)
-def round_to_bf16(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
-    """``round_to_bf16(low, high)``: two float32 vectors as one of bfloat16, low first."""
-    return assembly(builder, "vcvtne2ps2bf16 $1, $2, $0", I16x32, "=v,v,v", [low, high])
-
-
 @operation(vector_type, bf16_type, bf16_type, vector_type)
 def dot_pairs(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, sums: ir.Value) -> ir.Value:
     """``dot_pairs(a, b, sums)``: sums + a * b, two neighbouring products to each of the sixteen float32 sums."""
