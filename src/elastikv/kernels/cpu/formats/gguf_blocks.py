@@ -62,8 +62,8 @@ class Q8_0Blocks(BlockLayout):  # noqa: N801
         return fma(splat(load_half(block)), products, sums)
 
     @override
-    def unpack_block(self, rows: int, offset: int, out: int) -> None:
-        _unpack_q8_0(rows, offset, out)
+    def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
+        _unpack_q8_0(rows, offset, out, ahead)
 
 
 @int8_dot
@@ -101,8 +101,8 @@ class Q4_0Blocks(BlockLayout):  # noqa: N801
         return fma(splat(load_half(block)), fma(load_high_nibbles(block + 2), load_f32(x + 64), low), sums)
 
     @override
-    def unpack_block(self, rows: int, offset: int, out: int) -> None:
-        _unpack_q4_0(rows, offset, out)
+    def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
+        _unpack_q4_0(rows, offset, out, ahead)
 
     @override
     def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:

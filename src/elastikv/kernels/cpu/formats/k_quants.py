@@ -270,8 +270,8 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
         return _dot_q4_k(blocks, x, start, x_scales, sums)
 
     @override
-    def unpack_block(self, rows: int, offset: int, out: int) -> None:
-        _unpack_q4_k(rows, offset, out)
+    def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
+        _unpack_q4_k(rows, offset, out, ahead)
 
 
 class Q5_KLayout(KQuantLayout):  # noqa: N801
@@ -291,8 +291,8 @@ class Q5_KLayout(KQuantLayout):  # noqa: N801
         return _dot_q5_k(blocks, x, start, x_scales, sums)
 
     @override
-    def unpack_block(self, rows: int, offset: int, out: int) -> None:
-        _unpack_q5_k(rows, offset, out)
+    def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
+        _unpack_q5_k(rows, offset, out, ahead)
 
 
 class Q6_KLayout(KQuantLayout):  # noqa: N801
@@ -316,8 +316,8 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
         return _dot_q6_k(blocks, x, start, x_scales, sums)
 
     @override
-    def unpack_block(self, rows: int, offset: int, out: int) -> None:
-        _unpack_q6_k(rows, offset, out)
+    def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
+        _unpack_q6_k(rows, offset, out, ahead)
 
 
 Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS = Q4_KLayout(), Q5_KLayout(), Q6_KLayout()

@@ -57,10 +57,10 @@ class BlockLayout(Layout):
 
     @compiled
     @abstractmethod
-    def unpack_block(self, rows: int, offset: int, out: int) -> None:
+    def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
         """One block of sixteen rows, ``offset`` bytes behind the addresses at ``rows``, to a panel.
 
-        See ``simd/int8_panel``. A block of the packed type may be several of the panel.
+        See ``simd/int8_panel``, also for ``ahead``. A block of the packed type may be several of the panel.
         """
 
     @compiled

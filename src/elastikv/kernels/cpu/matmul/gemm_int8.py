@@ -1,7 +1,7 @@
 """GEMM with packed weights and x quantised to 8 bits, in blocks of 32 values; for two rows of x as for a thousand.
 
-Weights stay packed in memory. A panel of their rows, as much of it as stays in the second cache, is unpacked to bytes
-(``simd/int8_panel``) and multiplied with all rows of x, a few at a time (``simd/int8_tile``). x is quantised once for
+Weights stay packed in memory. A panel of their rows is unpacked to bytes (``simd/int8_panel``), a chunk at a time that
+stays in the caches, and multiplied with all rows of x, a few at a time (``simd/int8_tile``). x is quantised once for
 all panels, and laid out as tiles read it. Quantising adds about 0.5 % relative rms error.
 
 Each row of x gives the same bits, however many others are beside it and whichever thread computes.
@@ -23,14 +23,20 @@ from elastikv.kernels.cpu.simd.int8_panel import BLOCK, GROUPS, PANEL_ROWS
 from elastikv.kernels.cpu.simd.int8_tile import WIDTHS, tile
 from elastikv.kernels.cpu.simd.math import absolute, max_lanes, maximum, round_even, splat, sum_lanes
 from elastikv.kernels.cpu.simd.memory import load_f32, store_float, store_i8, store_int
-from elastikv.kernels.cpu.simd.rows import prefetch_bytes
 from elastikv.kernels.cpu.simd.vector import LANES
 
 _ZERO = np.float32(0)
 _WIDEST = WIDTHS[-1]
 
-CHUNK = 2048
+CHUNK = 512
 """Values of a row that are unpacked at once. A multiple of 256, the largest block of the packed types."""
+
+_SHORT_CHUNK = 256
+"""The same for few rows of x: unpacking takes most of the time then, and what it writes should stay in the first cache.
+Where there are many rows, that matters less, and writing their sums less often gains more."""
+
+_SHORT_CHUNK_ROWS = 16
+"""Rows of x up to which the short one is faster."""
 
 _LINE = 64
 """Bytes of a cache line. Vectors of a panel lie in one each."""
@@ -105,7 +111,7 @@ def quantise_row(layout: Any, rows: tuple[int, int, int, int], row: int, out: in
 
 
 @inlined
-def _unpack_panel(layout: Any, rows: int, first: int, n_values: int, out: int, ahead: int, ahead_bytes: int) -> None:
+def _unpack_panel(layout: Any, rows: int, first: int, n_values: int, out: int, ahead: int) -> None:
     """Values ``first .. first + n_values - 1`` of the rows whose addresses are at ``rows``.
 
     ahead: address of as many bytes that will be needed next.
@@ -116,9 +122,8 @@ def _unpack_panel(layout: Any, rows: int, first: int, n_values: int, out: int, a
         offset = layout.row_bytes(first + block * layout.block_values)
         place = out + block * (layout.block_values // BLOCK) * GROUPS * group_bytes
         for group in range(GROUPS):
-            layout.unpack_block(rows + group * LANES * 8, offset, place + group * group_bytes)
-        begin, end = ahead_bytes * block // n_blocks, ahead_bytes * (block + 1) // n_blocks
-        prefetch_bytes(ahead + begin, end - begin)
+            layout.unpack_block(rows + group * LANES * 8, offset, place + group * group_bytes, ahead)
+            ahead += LANES * layout.block_bytes
 
 
 @inlined
@@ -164,14 +169,14 @@ def _multiply_panel(
     if bias != 0:
         _copy_columns(bias + begin * 4, 0, 1, count, biases.ctypes.data, 0)
     edge = np.zeros((_WIDEST, PANEL_ROWS), dtype=np.float32)
-    panel = np.empty(min(n_in, CHUNK) // BLOCK * GROUPS * group_bytes + _LINE, dtype=np.uint8)
+    chunk = _SHORT_CHUNK if n <= _SHORT_CHUNK_ROWS else CHUNK
+    panel = np.empty(min(n_in, chunk) // BLOCK * GROUPS * group_bytes + _LINE, dtype=np.uint8)
     # Addresses are taken inside the loop: an array is freed once nothing but its address is used.
-    for first in range(0, n_in, CHUNK):
-        n_values = min(CHUNK, n_in - first)
-        ahead_bytes = weight_stride * PANEL_ROWS * n_values // n_in
+    for first in range(0, n_in, chunk):
+        n_values = min(chunk, n_in - first)
         ahead = weight + end * weight_stride + weight_stride * PANEL_ROWS * first // n_in
         weights = panel.ctypes.data + -panel.ctypes.data % _LINE
-        _unpack_panel(layout, rows.ctypes.data, first, n_values, weights, ahead, ahead_bytes)
+        _unpack_panel(layout, rows.ctypes.data, first, n_values, weights, ahead)
         for member in range(0, n, _WIDEST):
             width, n_blocks = _tile_width(member, n), n_values // BLOCK
             x = quantised + (member * (n_in // BLOCK) + first // BLOCK * width) * token_bytes

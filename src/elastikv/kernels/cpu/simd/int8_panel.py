@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import types
 
 from elastikv.kernels.cpu.simd.features import has
+from elastikv.kernels.cpu.simd.memory import TO_L2, prefetch_line
 from elastikv.kernels.cpu.simd.vector import (
     F16,
     I16,
@@ -73,13 +74,15 @@ class PanelFormat:
 class PanelCode:
     """Writes the code that unpacks one block of the packed type, of sixteen rows.
 
-    rows: address of the sixteen rows' addresses, int64; offset: of the block in each, in bytes; out: in the panel.
+    rows: address of the sixteen rows' addresses, int64; offset: of the block in each, in bytes; out: in the panel;
+    ahead: address of as many bytes that will be unpacked later. They are fetched to the second cache little by little,
+    while these are computed with.
     """
 
     def __init__(self, builder: ir.IRBuilder, panel: PanelFormat, values: Sequence[ir.Value]) -> None:
         self.builder = builder
         self._panel = panel
-        rows, offset, self._out = values
+        rows, offset, self._out, self._ahead = values
         self._rows = [builder.add(self._load(rows, 8 * row, I64), offset) for row in range(LANES)]
 
     def _load(self, address: ir.Value, offset: int, typ: ir.Type) -> ir.Value:
@@ -90,6 +93,7 @@ class PanelCode:
 
     def words(self, offset: int) -> list[ir.Value]:
         """16 bytes from an offset on, as four vectors of four bytes of each row."""
+        self._prefetch(offset, 16)
         raw = [self._load(row, offset, ir.VectorType(I32, 4)) for row in self._rows]
         # Four rows' bytes side by side, then 4 x 4 transposed: lanes stay within their quarter, as x86 likes them to.
         a, b, c, d = (self._joined([raw[row] for row in range(first, LANES, 4)]) for first in range(4))
@@ -99,6 +103,11 @@ class PanelCode:
         )
         pairs = ((ab_low, cd_low), (ab_high, cd_high))
         return [self._in_quarters(x, y, lanes) for x, y in pairs for lanes in ([0, 1, 16, 17], [2, 3, 18, 19])]
+
+    def _prefetch(self, offset: int, n_bytes: int) -> None:
+        """As many bytes as are read of all rows, at a place that no others are fetched from."""
+        for line in range(LANES * offset, LANES * (offset + n_bytes), 64):
+            prefetch_line(self.builder, self.builder.add(self._ahead, ir.Constant(I64, line)), TO_L2)
 
     def _joined(self, parts: list[ir.Value]) -> ir.Value:
         while len(parts) > 1:
@@ -112,6 +121,7 @@ class PanelCode:
 
     def halves_at(self, offset: int) -> ir.Value:
         """A float16 of each row, as float32."""
+        self._prefetch(offset, 2)
         halves = ir.Constant(ir.VectorType(F16, LANES), ir.Undefined)
         for lane, row in enumerate(self._rows):
             halves = self.builder.insert_element(halves, self._load(row, offset, F16), I32(lane))
@@ -158,10 +168,10 @@ class PanelCode:
 
 
 def unpacks(panel: PanelFormat) -> Callable[[Callable[[PanelCode], None]], Any]:
-    """Decorates what writes the code of a block: makes it ``unpack(rows, offset, out)``, which kernels call."""
+    """Decorates what writes the code of a block: makes it ``unpack(rows, offset, out, ahead)``, which kernels call."""
 
     def decorate(write: Callable[[PanelCode], None]) -> Any:
-        @operation(types.void, types.intp, types.intp, types.intp)
+        @operation(types.void, *[types.intp] * 4)
         def unpack(builder: ir.IRBuilder, *values: ir.Value) -> None:
             write(PanelCode(builder, panel, values))
 

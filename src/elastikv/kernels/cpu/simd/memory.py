@@ -167,16 +167,24 @@ def store_f32_strided(
 # --- prefetching
 
 
+def prefetch_line(builder: ir.IRBuilder, address: ir.Value, locality: int) -> None:
+    """Write the code that fetches the cache line at an address; locality: LLVM's, from 0 (used once) to 3."""
+    arguments = [pointer(builder, address), I32(0), I32(locality), I32(1)]  # to read; data
+    call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+
+
 def _prefetcher(locality: int) -> Any:
     @operation(types.void, types.intp)
     def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
-        arguments = [pointer(builder, address), I32(0), I32(locality), I32(1)]  # to read; data
-        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        prefetch_line(builder, address, locality)
 
     return prefetch
 
 
-prefetch_l2 = _prefetcher(2)
+TO_L2 = 2
+"""Locality of what is fetched to the second cache and not to the first."""
+
+prefetch_l2 = _prefetcher(TO_L2)
 """``prefetch_l2(address)``: fetch the cache line at an address, which need not be valid, but only to the second cache.
 
 To the first, few lines can be on their way at a time, and loads wait behind them.
