@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -26,6 +26,9 @@ from elastikv.kernels.weights import (
 )
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
+
+AttentionPrecision = Literal["auto", "f32"]
+"""Of the products of attention over prompts: "auto" takes 16-bit integers where these are faster."""
 
 
 class Buffers(Protocol):

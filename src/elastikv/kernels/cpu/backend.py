@@ -7,11 +7,14 @@ from typing_extensions import override
 
 from elastikv.batch import UBatch
 from elastikv.errors import InvalidRequest
+from elastikv.kernels.base import AttentionPrecision
 from elastikv.kernels.composed import Attention, ComposedKernels, DeltaNet, Experts, Mlp
 from elastikv.kernels.cpu import norms, recurrent, routing
 from elastikv.kernels.cpu.attention import decode as decode_attention
 from elastikv.kernels.cpu.attention import prefill as prefill_attention
 from elastikv.kernels.cpu.attention import rope
+from elastikv.kernels.cpu.attention.products_f32 import F32_PRODUCTS
+from elastikv.kernels.cpu.attention.products_int16 import INT16_PRODUCTS
 from elastikv.kernels.cpu.experts import MAX_TOKENS
 from elastikv.kernels.cpu.formats import CELLS, WEIGHTS
 from elastikv.kernels.cpu.formats.plain import F32
@@ -26,6 +29,7 @@ from elastikv.kernels.cpu.fused import (
 from elastikv.kernels.cpu.matmul import skinny_f32
 from elastikv.kernels.cpu.matmul.linear import SCRATCH_BYTES, LinearKernel, matrix_of
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
+from elastikv.kernels.cpu.simd.features import has_vnni
 from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, ExpertsWeights, MlpWeights
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
@@ -42,7 +46,10 @@ class CpuKernels(ComposedKernels):
     packed_types = frozenset(WEIGHTS)
     linear: LinearKernel
 
-    def __init__(self) -> None:
+    def __init__(self, attention_precision: AttentionPrecision = "auto") -> None:
+        """attention_precision: of the products of attention over prompts, see ``base.AttentionPrecision``."""
+        in_integers = attention_precision == "auto" and has_vnni()
+        self._products = INT16_PRODUCTS if in_integers else F32_PRODUCTS
         self.linear = LinearKernel()
         self._plan_of = Planner()
         self._scratch = torch.empty(0)
@@ -173,8 +180,9 @@ class CpuKernels(ComposedKernels):
         for span in plan.long_spans:
             rows = slice(span.start, span.stop)
             cells = cache.cells(layer, span.seq_id)
-            scratch = self._scratch_of(prefill_attention.scratch_floats(q.shape[2], out.shape[2]))
-            prefill_attention.attend_span(q[rows], cells, span, window, scale, scratch, out[rows])
+            widths = (cells.v.n_heads, q.shape[2], out.shape[2])
+            scratch = self._scratch_of(prefill_attention.scratch_floats(self._products, *widths))
+            prefill_attention.attend_span(self._products, q[rows], cells, span, window, scale, scratch, out[rows])
         return out
 
     def _attend_rows(

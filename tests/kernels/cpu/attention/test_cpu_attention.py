@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from support.cpu_cases import cpu, exact_attention, filled_cache, poisoned, ubatch_of
+from support.cpu_cases import cpu, exact, exact_attention, filled_cache, poisoned, ubatch_of
 
 from elastikv.kernels.cpu import CpuKernels
-from elastikv.kernels.cpu.attention import prefill
 from elastikv.kernels.reference import ReferenceKernels
 from elastikv.memory import KVLayer
 from elastikv.memory.base import CellType
@@ -33,24 +31,20 @@ def check(
     k_type: CellType,
     tolerance: float,
     v_type: CellType | None = None,
+    kernels: CpuKernels | None = None,
 ) -> None:
     torch.manual_seed(0)
     ubatch = ubatch_of(lengths)
     cache = filled_cache(layer, {seq_id: sum(length) for seq_id, length in lengths.items()}, k_type, v_type)
     q = torch.randn(ubatch.n_tokens, n_heads, layer.head_dim)
     scale = layer.head_dim**-0.5
-    out = cpu().attention(q, cache, 0, ubatch, scale, poisoned(ubatch.n_tokens, n_heads, layer.head_dim_v))
+    out = (kernels or cpu()).attention(q, cache, 0, ubatch, scale, poisoned(ubatch.n_tokens, n_heads, layer.head_dim_v))
     torch.testing.assert_close(out.double(), exact_attention(q, cache, ubatch, scale), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(("n_heads", "layer"), SHAPES)
 def test_one_token_each_of_sequences_of_unequal_length(n_heads: int, layer: KVLayer) -> None:
     check(n_heads, layer, {0: (0, 1), 3: (63, 1), 1: (64, 1), 7: (299, 1), 2: (1500, 1)}, "f16", 2e-6)
-
-
-@pytest.mark.parametrize(("n_heads", "layer"), SHAPES)
-def test_many_tokens_of_one_sequence(n_heads: int, layer: KVLayer) -> None:
-    check(n_heads, layer, {0: (700, 150)}, "f16", 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +60,7 @@ def test_many_tokens_of_one_sequence(n_heads: int, layer: KVLayer) -> None:
 @pytest.mark.parametrize("n_heads", [2, 4, 6, 10])
 def test_cell_types(k_type: CellType, v_type: CellType, tolerance: float, n_heads: int) -> None:
     """Every type as K and as V; each pair is a kernel of its own. q8_0 rounds queries and weights to 16 bits."""
-    check(n_heads, KVLayer(2, 72, 40), {0: (200, 1), 1: (30, 40), 2: (99, 1)}, k_type, tolerance, v_type)
+    check(n_heads, KVLayer(2, 72, 40), {0: (200, 1), 1: (30, 40), 2: (99, 1)}, k_type, tolerance, v_type, exact())
 
 
 def test_weights_of_q8_0_far_apart() -> None:
@@ -82,16 +76,8 @@ def test_weights_of_q8_0_far_apart() -> None:
 
 
 def test_short_and_long_spans_in_one_ubatch() -> None:
-    check(4, KVLayer(2, 32, 32), {0: (90, 1), 1: (0, 30), 2: (64, 1), 3: (10, 5), 4: (500, 33), 5: (3, 8)}, "f16", 2e-6)
-
-
-def test_a_long_prompt_from_nothing() -> None:
-    """Queries cut into several pieces, cells into several blocks, the diagonal inside both."""
-    check(8, KVLayer(1, 16, 16), {0: (0, 1100)}, "f16", 2e-6)
-
-
-def test_a_window_that_hides_whole_blocks() -> None:
-    check(2, KVLayer(1, 16, 16, window=9), {0: (600, 700)}, "f16", 2e-6)
+    lengths = {0: (90, 1), 1: (0, 30), 2: (64, 1), 3: (10, 5), 4: (500, 33), 5: (3, 8)}
+    check(4, KVLayer(2, 32, 32), lengths, "f16", 2e-6, kernels=exact())
 
 
 def test_strided_queries() -> None:
@@ -102,33 +88,17 @@ def test_strided_queries() -> None:
         cache = filled_cache(layer, {seq_id: sum(length) for seq_id, length in lengths.items()})
         qkv = torch.randn(ubatch.n_tokens, 8 * 32)
         q = qkv[:, : 4 * 32].unflatten(1, (4, 32))
-        out = cpu().attention(q, cache, 0, ubatch, 0.2, poisoned(ubatch.n_tokens, 4, 32))
+        out = exact().attention(q, cache, 0, ubatch, 0.2, poisoned(ubatch.n_tokens, 4, 32))
         torch.testing.assert_close(out.double(), exact_attention(q, cache, ubatch, 0.2), rtol=0, atol=2e-6)
 
 
 def test_scores_too_large_for_exp() -> None:
     """exp overflows beyond 88: only differences to the maximum may be taken."""
     torch.manual_seed(0)
-    for lengths in ({0: (300, 1)}, {0: (100, 200)}):
-        ubatch = ubatch_of(lengths)
-        cache = filled_cache(KVLayer(2, 64, 64), {0: 301})
-        q = torch.randn(ubatch.n_tokens, 2, 64)
-        out = cpu().attention(q, cache, 0, ubatch, 40.0, poisoned(ubatch.n_tokens, 2, 64))
-        torch.testing.assert_close(out.double(), exact_attention(q, cache, ubatch, 40.0), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("window", [0, 21])
-def test_weights_of_masked_scores_are_zero(window: int) -> None:
-    """Not merely small: what they are multiplied with would make denormals, which some processors are slow at."""
-    n_rows, n, position, dv = 40, 70, 30, 16  # rows are queries 30 .. 69, and the block of cells is 0 .. 69
-    scores, sums = np.full((n_rows, n), 3.0, np.float32), np.zeros((n_rows, dv), np.float32)
-    state = np.concatenate([np.full(n_rows, -1e30, np.float32), np.zeros(n_rows, np.float32)])
-    at_scores, at_sums, at_state = (array.ctypes.data for array in (scores, sums, state))
-    prefill._softmax(at_scores, n_rows, n, 1, position, 0, window, at_sums, dv, at_state)
-    cell, query = np.arange(n)[None], position + np.arange(n_rows)[:, None]
-    seen = (cell <= query) & (cell > query - window if window else True)
-    assert np.array_equal(scores, seen.astype(np.float32))
-    assert np.array_equal(state[n_rows:], seen.sum(1))
+    ubatch, cache = ubatch_of({0: (300, 1)}), filled_cache(KVLayer(2, 64, 64), {0: 301})
+    q = torch.randn(1, 2, 64)
+    out = cpu().attention(q, cache, 0, ubatch, 40.0, poisoned(1, 2, 64))
+    torch.testing.assert_close(out.double(), exact_attention(q, cache, ubatch, 40.0), rtol=0, atol=1e-4)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -146,17 +116,18 @@ def test_the_reference_agrees() -> None:
     ubatch = ubatch_of({0: (300, 1), 1: (0, 40)})
     cache = filled_cache(KVLayer(2, 64, 64, window=33), {0: 301, 1: 40})
     q = torch.randn(41, 4, 64)
-    ours = cpu().attention(q, cache, 0, ubatch, 0.125, poisoned(41, 4, 64))
+    ours = exact().attention(q, cache, 0, ubatch, 0.125, poisoned(41, 4, 64))
     theirs = ReferenceKernels().attention(q, cache, 0, ubatch, 0.125, poisoned(41, 4, 64))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
 def test_scratch_is_what_the_budget_was_told() -> None:
     """Many rows, wide heads, long prompts: nothing is held beyond ``scratch_bytes``."""
-    kernels = CpuKernels()
+    kernels = CpuKernels("f32")  # takes more of it
     for n_heads, layer, lengths in (
         (64, KVLayer(8, 128, 128), dict.fromkeys(range(40), (0, 1))),
         (8, KVLayer(1, 256, 256), {0: (0, 300)}),
+        (40, KVLayer(40, 64, 64), {0: (0, 30)}),
     ):
         ubatch = ubatch_of(lengths)
         cache = filled_cache(layer, {seq_id: sum(length) for seq_id, length in lengths.items()})

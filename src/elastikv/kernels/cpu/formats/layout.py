@@ -40,25 +40,25 @@ def tag_type(cls: type[types.Type]) -> type[types.Type]:
     return cls
 
 
-_BY_LABEL: dict[str, Layout] = {}
+_BY_LABEL: dict[str, Tag] = {}
 
 
 @tag_type
 class LayoutType(types.Type):
-    """numba's type of one layout."""
+    """numba's type of one layout, or another tag."""
 
     def __init__(self, label: str) -> None:
         self.label = label
         super().__init__(name=f"layout({label})")
 
     @property
-    def layout(self) -> Layout:
-        """The layout that this is the type of."""
+    def layout(self) -> Any:
+        """The layout, or other tag, that this is the type of."""
         return layout_of(self.label)
 
 
-def layout_of(label: str) -> Layout:
-    """Find a layout by its label; KeyError if there is none."""
+def layout_of(label: str) -> Any:
+    """Find a layout, or another tag, by its label; KeyError if there is none."""
     return _BY_LABEL[label]
 
 
@@ -95,12 +95,8 @@ def compiled_constant(name: str) -> None:
         return get
 
 
-class Layout(ABC):
-    """Rows of values, as they lie in memory.
-
-    label: unlike any other's. Addresses are in bytes; ``scales`` is the address of the scales of a row, where these lie
-    apart from the values, and ignored by other layouts.
-    """
+class Tag(ABC):
+    """An object that kernels are compiled for: its methods that are ``compiled``. label: unlike any other's."""
 
     label: str
 
@@ -109,7 +105,15 @@ class Layout(ABC):
         _BY_LABEL[self.label] = self
 
     def __repr__(self) -> str:
-        return f"<layout {self.label}>"
+        return f"<{self.label}>"
+
+
+class Layout(Tag):
+    """Rows of values, as they lie in memory.
+
+    Addresses are in bytes; ``scales`` is the address of the scales of a row, where these lie apart from the values, and
+    ignored by other layouts.
+    """
 
     @compiled_inline
     @abstractmethod

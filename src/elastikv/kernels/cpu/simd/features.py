@@ -29,7 +29,7 @@ def has_bf16() -> bool:
 
 
 def has_vnni() -> bool:
-    """Whether there is an instruction for the products of bytes."""
+    """Whether there are instructions that multiply bytes, or int16, and add several products to sums of 32 bits."""
     return has("avx512vnni") or has("avxvnni")
 
 

@@ -167,6 +167,41 @@ def exp(x: Vector) -> Vector:
     return p * _power_of_two(n)
 
 
+# 2^x = 2^n * 2^r, n = round(x), |r| <= 1/2. Adding _SHIFTER rounds to n, and leaves n + 127 in the lowest bits.
+_SHIFTER = np.float32(1.5 * 2**23 + 127)
+_SMALLEST = np.float32(-60)
+_D1, _D2, _D3, _D4, _D5 = (
+    np.float32(c)
+    for c in (0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.0013264723820611835)
+)
+
+
+@operation(vector_type, vector_type, vector_type, vector_type)
+def _scale_weight(builder: ir.IRBuilder, mantissa: ir.Value, shifted: ir.Value, x: ir.Value) -> ir.Value:
+    """mantissa * 2^n, n in the lowest bits of ``shifted``; 0 where x is below _SMALLEST."""
+    bits = builder.shl(builder.bitcast(shifted, I32x16), ir.Constant(I32x16, [23] * LANES))
+    value = builder.fmul(mantissa, builder.bitcast(bits, F32x16))
+    smallest = ir.Constant(F32x16, [float(_SMALLEST)] * LANES)
+    return builder.select(builder.fcmp_ordered(">", x, smallest), value, ir.Constant(F32x16, None))
+
+
+@inlined
+def weight_of(x: Vector) -> Vector:
+    """2^x for a softmax, x at most 0, to about 2e-7 relative; exactly 0 below 2^-60, and exactly 1 at 0.
+
+    Smaller weights would add nothing, but what they are multiplied with may be denormal, which is slow.
+    The polynomial is a minimax fit of 2^r, relative, with 2^0 = 1.
+    """
+    shifted = x + splat(_SHIFTER)
+    r = x - (shifted - splat(_SHIFTER))
+    p = fma(splat(_D5), r, splat(_D4))
+    p = fma(p, r, splat(_D3))
+    p = fma(p, r, splat(_D2))
+    p = fma(p, r, splat(_D1))
+    p = fma(p, r, splat(_ONE))
+    return _scale_weight(p, shifted, x)
+
+
 @inlined
 def sigmoid(x: Vector) -> Vector:
     """1 / (1 + exp(-x)), lane by lane."""

@@ -64,7 +64,7 @@ def operation(result: types.Type, *arguments: types.Type) -> Callable[[Callable[
 
     result, arguments: numba's types; a void operation returns nothing.
     """
-    names = ["typing", *"abcdefgh"[: len(arguments)]]
+    names = ["typing", *"abcdefghi"[: len(arguments)]]
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
 
     def decorate(emit: Callable[..., ir.Value | None]) -> Any:
