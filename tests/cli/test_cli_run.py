@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from elastikv.kernels import select_kernels
+from elastikv.runtimes import own
+
 QUICK = ("--temp", "0", "-n", "12", "--ignore-eos", "-t", "1", "--kernels", "reference")
 
 
@@ -92,3 +95,16 @@ def test_every_command_has_help(elastikv, command):
     result = elastikv(command, "--help")
     assert result.code == 0
     assert "--kv-budget" in result.out
+
+
+def test_the_precision_of_attention_reaches_the_kernels(elastikv, model_path, monkeypatch):
+    asked_for = []
+
+    def select(name, device, attention_precision):
+        asked_for.append(attention_precision)
+        return select_kernels(name, device, attention_precision)
+
+    monkeypatch.setattr(own, "select_kernels", select)
+    elastikv("run", "-m", model_path, "-p", "Once", *QUICK)
+    elastikv("run", "-m", model_path, "-p", "Once", "--attention-precision", "f32", *QUICK)
+    assert asked_for == ["auto", "f32"]

@@ -156,6 +156,7 @@ def test_resize_refuses_what_is_no_number(llm: LLM) -> None:
         ({"quantize": 5}, "quantize"),
         ({"quantize": ["q8_0"]}, "quantize"),
         ({"kernels": 5}, "kernels"),
+        ({"attention_precision": "int8"}, "attention_precision .* must be auto or f32"),
         ({"scheduler": {"n_parallel": 4}}, "scheduler must be SchedulerOptions"),
         ({"progress": 5}, "progress"),
     ],

@@ -291,6 +291,8 @@ def test_selection_by_name() -> None:
     assert select_kernels("reference").name == "reference"
     with pytest.raises(InvalidRequest, match="'fastest'"):
         select_kernels("fastest")
+    with pytest.raises(InvalidRequest, match="must be auto or f32, got 'f16'"):
+        select_kernels("reference", attention_precision="f16")  # type: ignore[arg-type]
 
 
 def test_attention_scratch_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="weights in memory; auto: as in the file")
     model.add_argument("--quantize", choices=QUANTS, help="pack the weights; none given: as in the file")
     model.add_argument("--kernels", choices=("auto", "cpu", "reference"), default="auto", help="numba, or plain torch")
+    model.add_argument(
+        "--attention-precision",
+        choices=("auto", "f32"),
+        default="auto",
+        help="of attention over prompts; auto: 16-bit integers where these are faster",
+    )
     add_kv_arguments(parser)
 
 
@@ -92,6 +98,7 @@ def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:
         "dtype": args.dtype,
         "quantize": args.quantize,
         "kernels": args.kernels,
+        "attention_precision": args.attention_precision,
         "kv_dtype": (args.cache_type_k, args.cache_type_v),
         "kv_dynamic": args.kv_dynamic,
         "kv_initial": args.kv_initial,

@@ -25,6 +25,7 @@ from elastikv.engine.requests import Request, raise_if_failed
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.errors import EngineClosed, InvalidRequest
+from elastikv.kernels.base import AttentionPrecision
 from elastikv.memory import Budget, Memory, MemoryStats
 from elastikv.runtimes.base import Described, Runtime
 
@@ -50,7 +51,9 @@ class LLM:
     dtype, quantize: of the weights; see ``models.load_model``. Types are also known by torch's names
     (``"float32"``, ``torch.bfloat16``). n_batch: tokens of one decode call at most;
     n_ubatch: tokens computed at once. n_threads: None leaves torch's setting as it is.
-    kernels: ``"auto"``, ``"cpu"`` or ``"reference"``. scheduler: how sequences share the memory.
+    kernels: ``"auto"``, ``"cpu"`` or ``"reference"``. attention_precision: ``"auto"`` rounds what attention over
+    prompts multiplies to 16-bit integers where the processor gains by it, ``"f32"`` never does.
+    scheduler: how sequences share the memory.
     progress: called while loading with bytes read and bytes in all.
 
     Several threads may use it at once. There is one lock, held for a step and not for a generation: a thread that
@@ -77,6 +80,7 @@ class LLM:
         dtype: str | torch.dtype = "auto",
         quantize: str | None = None,
         kernels: str = "auto",
+        attention_precision: AttentionPrecision = "auto",
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_threads: int | None = None,
@@ -112,6 +116,7 @@ class LLM:
             dtype=type_name("dtype", dtype),
             quantize=quantize,
             kernels=kernels,
+            attention_precision=attention_precision,
             n_threads=n_threads,
             progress=progress,
         )

@@ -13,6 +13,7 @@ from elastikv.arguments import MOST, instance, whole_number
 from elastikv.engine.events import EventLog
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.errors import InvalidRequest
+from elastikv.kernels.base import AttentionPrecision
 from elastikv.memory import Budget, MemoryOptions, ResizeEvent
 from elastikv.memory.formats import FORMATS
 from elastikv.memory.storage import StorageKind
@@ -39,6 +40,7 @@ def load(
     dtype: str,
     quantize: str | None,
     kernels: str,
+    attention_precision: AttentionPrecision,
     n_threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Runtime:
@@ -66,6 +68,7 @@ def load(
             dtype=dtype,
             quantize=quantize,
             kernels=kernels,
+            attention_precision=attention_precision,
             n_threads=n_threads,
             progress=progress,
         )

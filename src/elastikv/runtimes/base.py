@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from elastikv.batch import Batch
+from elastikv.kernels.base import AttentionPrecision
 from elastikv.memory import Budget, MemoryCost, MemoryOptions
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.models.base import ModelInfo
@@ -23,8 +24,8 @@ from elastikv.weights.tokenizer import Tokenizer
 class RuntimeOptions:
     """What a runtime is asked for. ``rotate`` and ``device`` of ``memory`` are the runtime's to set.
 
-    n_ubatch: tokens computed at once. device, dtype, quantize, kernels: see ``LLM``. n_threads: None leaves torch's
-    setting.
+    n_ubatch: tokens computed at once. device, dtype, quantize, kernels, attention_precision: see ``LLM``. n_threads:
+    None leaves torch's setting.
     progress: called while loading with bytes read and bytes in all.
     """
 
@@ -35,6 +36,7 @@ class RuntimeOptions:
     dtype: str = "auto"
     quantize: str | None = None
     kernels: str = "auto"
+    attention_precision: AttentionPrecision = "auto"
     n_threads: int | None = None
     progress: Callable[[int, int], None] | None = None
 

@@ -28,7 +28,7 @@ class OwnSource:
 
     def load(self, options: RuntimeOptions) -> TorchRuntime:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
-        kernels = select_kernels(options.kernels, options.device)
+        kernels = select_kernels(options.kernels, options.device, options.attention_precision)
         use_threads = partial(_set_threads, kernels)
         if options.n_threads is not None:
             use_threads(options.n_threads)

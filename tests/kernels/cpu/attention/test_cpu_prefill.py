@@ -7,6 +7,8 @@ import pytest
 import torch
 from support.cpu_cases import cpu, exact, exact_attention, filled_cache, poisoned, ubatch_of
 
+from elastikv.kernels import select_kernels
+from elastikv.kernels.base import AttentionPrecision
 from elastikv.kernels.cpu import CpuKernels
 from elastikv.kernels.cpu.attention.chunks import CHUNK, LOW, UNITS, Products
 from elastikv.kernels.cpu.attention.products_f32 import F32_PRODUCTS
@@ -117,6 +119,12 @@ def test_sums_at_their_largest(precision: str) -> None:
     q = torch.full((100, 1, 256), 7.0)
     out = kernels_of(precision).attention(q, cache, 0, ubatch, 1.0, poisoned(100, 1, 256))
     torch.testing.assert_close(out, torch.full((100, 1, 256), -5.0), rtol=1e-4, atol=0)
+
+
+def test_precision_is_what_was_asked_for() -> None:
+    asked_for: tuple[AttentionPrecision, ...] = ("f32", "auto")
+    chosen = [select_kernels("cpu", "cpu", precision)._products for precision in asked_for]  # type: ignore[attr-defined]
+    assert chosen == [F32_PRODUCTS, INT16_PRODUCTS if has_vnni() else F32_PRODUCTS]
 
 
 @fused
