@@ -26,6 +26,7 @@ from bench.products import measure_product
 from bench.report import lengths, new_parser, write_json
 from elastikv.batch import Span, UBatch
 from elastikv.kernels import quants
+from elastikv.kernels.base import AttentionPrecision
 from elastikv.kernels.cpu import CpuKernels, set_threads
 from elastikv.kernels.cpu.attention import decode
 from elastikv.kernels.cpu.formats import CELLS
@@ -33,6 +34,8 @@ from elastikv.kernels.weights import PackedTensor, Weight
 from elastikv.memory import Budget, KVCache, KVLayer, MemoryOptions
 from elastikv.memory.base import CellType
 from tools.gguf_files import K_QUANTS, random_blocks
+
+PRECISIONS: tuple[AttentionPrecision, ...] = ("f32", "auto")
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Bench:
         self.kernels = CpuKernels()
         self.results: list[Result] = []
         self.read = PlainRead()
+        self.matrix = torch.randn(2048, 2048)
 
     def measure(self, group: str, case: str, call: Callable[[], object], n_bytes: int = 0, flop: float = 0) -> None:
         """Median of the rounds; plain reads take turns with the calls, and leave the caches cold for them."""
@@ -77,6 +81,27 @@ class Bench:
             )
         )
         print(format_line(self.results[-1]), flush=True)
+
+    def compare(self, group: str, case: str, call: Callable[[], object], flop: float) -> None:
+        """The same beside torch.mm of large matrices, which takes turns with the calls."""
+        call()
+        times: list[float] = []
+        rates: list[float] = []
+        for _ in range(self.rounds):
+            rates.append(self.matrix_rate())
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        seconds = statistics.median(times)
+        self.results.append(Result(group, case, seconds * 1e6, None, flop / seconds / 1e9, None))
+        share = flop / seconds / statistics.median(rates)
+        print(f"{format_line(self.results[-1])}  {share:.2f} x torch.mm", flush=True)
+
+    def matrix_rate(self) -> float:
+        """FLOP a second of torch.mm."""
+        start = time.perf_counter()
+        torch.mm(self.matrix, self.matrix)
+        return float(2 * len(self.matrix) ** 3 / (time.perf_counter() - start))
 
 
 def decode_ubatch(depths: list[int]) -> UBatch:
@@ -121,18 +146,29 @@ def bench_attention(bench: Bench, n_heads: int, layer: KVLayer, depths: list[int
 
 
 def bench_prefill(
-    bench: Bench, n_heads: int, layer: KVLayer, depth: int, cell_type: CellType, n_tokens: int = 512
+    bench: Bench,
+    precision: AttentionPrecision,
+    n_heads: int,
+    layer: KVLayer,
+    depth: int,
+    cell_type: CellType,
+    q_factor: float = 1,
+    n_tokens: int = 512,
 ) -> None:
+    """q_factor: how peaked scores are. FLOP are those of pairs of a query and a cell that it sees."""
     cache = make_cache(layer, [depth + n_tokens], cell_type)
     span = Span(0, 0, n_tokens, depth)
     positions = np.arange(depth, depth + n_tokens, dtype=np.int64)
     ubatch = UBatch(np.zeros(n_tokens, dtype=np.int64), positions, (span,), positions[:0])
-    q = torch.randn(n_tokens, n_heads, layer.head_dim)
+    q = torch.randn(n_tokens, n_heads, layer.head_dim) * q_factor
     out = torch.empty(n_tokens, n_heads, layer.head_dim_v)
+    kernels = CpuKernels(precision)
     pairs = n_tokens * depth + n_tokens * (n_tokens + 1) / 2
     flop = 2 * n_heads * (layer.head_dim + layer.head_dim_v) * pairs
-    case = f"{cell_type} {n_heads}/{layer.n_kv_heads} x {layer.head_dim}, {n_tokens} tokens @ {depth}"
-    bench.measure("prefill", case, lambda: bench.kernels.attention(q, cache, 0, ubatch, 0.1, out), flop=flop)
+    case = f"{cell_type} {n_heads}/{layer.n_kv_heads} x {layer.head_dim}, {n_tokens} tokens @ {depth}, {precision}"
+    if q_factor != 1:
+        case += f", q x {q_factor:g}"
+    bench.compare("prefill", case, lambda: kernels.attention(q, cache, 0, ubatch, 0.1, out), flop)
     cache.close()
 
 
@@ -196,7 +232,13 @@ def run(bench: Bench, args: argparse.Namespace) -> None:
     if args.only in (None, "prefill"):
         for cell_type in args.cell_types.split(","):
             for depth in (0, 4096, 16384):
-                bench_prefill(bench, 16, KVLayer(8, 128, 128), depth, cell_type)
+                for precision in PRECISIONS:
+                    bench_prefill(bench, precision, 16, KVLayer(8, 128, 128), depth, cell_type)
+        for precision in PRECISIONS:
+            for q_factor in (10, 100):
+                bench_prefill(bench, precision, 16, KVLayer(8, 128, 128), 4096, "f16", q_factor)
+            bench_prefill(bench, precision, 16, KVLayer(4, 64, 64), 4096, "f16")
+            bench_prefill(bench, precision, 8, KVLayer(2, 256, 256), 4096, "f16")
     if args.only in (None, "linear"):
         for kind in args.weight_types.split(","):
             for n in (1, 2, 4, 8, 16, 512):
@@ -214,7 +256,7 @@ def format_line(result: Result) -> str:
         return " " * 8 if value is None else format(value, pattern)
 
     rates = f"{cell(result.gb_s, '8.1f')} {cell(result.share, '8.0%')} {cell(result.gflop_s, '8.0f')}"
-    return f"{result.group:10} {result.case:44} {result.microseconds:10.0f} {rates}"
+    return f"{result.group:10} {result.case:52} {result.microseconds:10.0f} {rates}"
 
 
 def main() -> None:
@@ -231,9 +273,9 @@ def main() -> None:
     args = parser.parse_args()
     set_threads(args.threads)
     bench = Bench(args.rounds)
-    print(f"{'group':10} {'case':44} {'us':>10} {'GB/s':>8} {'of read':>8} {'GFLOP/s':>8}")
+    print(f"{'group':10} {'case':52} {'us':>10} {'GB/s':>8} {'of read':>8} {'GFLOP/s':>8}")
     read = statistics.median(bench.read.rate() for _ in range(10)) / 1e9
-    print(f"{'read':10} {f'{args.threads} threads':44} {'':>10} {read:8.1f}")
+    print(f"{'read':10} {f'{args.threads} threads':52} {'':>10} {read:8.1f}")
     run(bench, args)
     results = [asdict(result) for result in bench.results]
     write_json(args.json, {"threads": args.threads, "read_gb_s": read, "results": results})

@@ -1,4 +1,4 @@
-"""What smaller cells and packed weights cost in quality.
+"""What smaller cells, packed weights and attention over prompts in integers cost in quality.
 
     python -m bench.quality
     python -m bench.quality -m ./Qwen3-0.6B --text some.txt
@@ -21,8 +21,10 @@ import torch
 from bench.report import new_parser, write_json
 from elastikv import LLM
 
-CELLS = (("f32", "none"), ("f16", "none"), ("bf16", "none"), ("q8_0", "none"))
-WEIGHTS = (("f16", "q8_0"), ("f16", "q4_0"), ("q8_0", "q8_0"))
+# Cells, weights, attention over prompts.
+CELLS = tuple((cells, "none", "f32") for cells in ("f32", "f16", "bf16", "q8_0"))
+ATTENTION = tuple((cells, "none", "auto") for cells in ("f32", "f16", "q8_0"))
+WEIGHTS = tuple((cells, weights, "auto") for cells, weights in (("f16", "q8_0"), ("f16", "q4_0"), ("q8_0", "q8_0")))
 N_DECODED = 32
 
 
@@ -39,11 +41,14 @@ def main() -> None:
         documents = [llm.tokenizer.encode(text) for text in read_texts(args)]
     documents = [tokens[: args.tokens] for tokens in documents if len(tokens) > 2 * N_DECODED][: args.documents]
     print(f"{len(documents)} documents, {sum(map(len, documents))} tokens")
-    print(f"{'cells':8} {'weights':8} {'perplexity':>10} {'change':>8} {'logits: prefill':>16} {'decode':>8}")
+    print(
+        f"{'cells':8} {'weights':8} {'attention':9} {'perplexity':>10} {'change':>8} {'logits: prefill':>16} {'decode':>8}"
+    )
     exact: list[torch.Tensor] = []
     rows: list[dict[str, Any]] = []
-    for cells, weights in CELLS + WEIGHTS:
-        with LLM(args.model, kv_dtype=cells, dtype="f32", quantize=weights, n_threads=args.threads) as llm:
+    for cells, weights, precision in CELLS + ATTENTION + WEIGHTS:
+        forms: dict[str, Any] = {"kv_dtype": cells, "quantize": weights, "attention_precision": precision}
+        with LLM(args.model, dtype="f32", n_threads=args.threads, **forms) as llm:
             logits = [logits_of(llm, tokens) for tokens in documents]
         exact = exact or logits
         loss = sum(loss_of(each, tokens) for each, tokens in zip(logits, documents, strict=True))
@@ -51,6 +56,7 @@ def main() -> None:
         row = {
             "cells": cells,
             "weights": weights,
+            "attention": precision,
             "perplexity": perplexity,
             "change": perplexity / (rows[0]["perplexity"] if rows else perplexity) - 1,
             "prefill": relative_rms([each[:-N_DECODED] for each in logits], [each[:-N_DECODED] for each in exact]),
@@ -58,8 +64,8 @@ def main() -> None:
         }
         rows.append(row)
         print(
-            f"{cells:8} {'f32' if weights == 'none' else weights:8} {perplexity:10.4f} {row['change']:+8.3%} "
-            f"{row['prefill']:16.4%} {row['decode']:8.4%}",
+            f"{cells:8} {'f32' if weights == 'none' else weights:8} {precision:9} {perplexity:10.4f} "
+            f"{row['change']:+8.3%} {row['prefill']:16.4%} {row['decode']:8.4%}",
             flush=True,
         )
     write_json(args.json, rows)

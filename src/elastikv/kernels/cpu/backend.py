@@ -29,7 +29,7 @@ from elastikv.kernels.cpu.fused import (
 from elastikv.kernels.cpu.matmul import skinny_f32
 from elastikv.kernels.cpu.matmul.linear import SCRATCH_BYTES, LinearKernel, matrix_of
 from elastikv.kernels.cpu.plan import Planner, Rows, state_table
-from elastikv.kernels.cpu.simd.features import has_vnni
+from elastikv.kernels.cpu.simd.features import has_fast_int16
 from elastikv.kernels.weights import AttentionWeights, DeltaNetWeights, ExpertsWeights, MlpWeights
 from elastikv.memory.kv_cache import KVCache
 from elastikv.memory.recurrent import RecurrentMemory
@@ -48,7 +48,7 @@ class CpuKernels(ComposedKernels):
 
     def __init__(self, attention_precision: AttentionPrecision = "auto") -> None:
         """attention_precision: of the products of attention over prompts, see ``base.AttentionPrecision``."""
-        in_integers = attention_precision == "auto" and has_vnni()
+        in_integers = attention_precision == "auto" and has_fast_int16()
         self._products = INT16_PRODUCTS if in_integers else F32_PRODUCTS
         self.linear = LinearKernel()
         self._plan_of = Planner()

@@ -14,7 +14,7 @@ from elastikv.kernels.cpu.attention.chunks import CHUNK, LOW, UNITS, Products
 from elastikv.kernels.cpu.attention.products_f32 import F32_PRODUCTS
 from elastikv.kernels.cpu.attention.products_int16 import INT16_PRODUCTS
 from elastikv.kernels.cpu.jit import fused
-from elastikv.kernels.cpu.simd.features import has_vnni
+from elastikv.kernels.cpu.simd.features import has_fast_int16
 from elastikv.memory import KVLayer
 from elastikv.memory.base import CellType
 
@@ -41,7 +41,7 @@ def kernels_of(precision: str) -> CpuKernels:
 
 def bound(precision: str, in_float32: float, in_integers: float) -> float:
     """How large an error may be."""
-    return in_integers if precision == "auto" and has_vnni() else in_float32
+    return in_integers if precision == "auto" and has_fast_int16() else in_float32
 
 
 def error(
@@ -124,7 +124,7 @@ def test_sums_at_their_largest(precision: str) -> None:
 def test_precision_is_what_was_asked_for() -> None:
     asked_for: tuple[AttentionPrecision, ...] = ("f32", "auto")
     chosen = [select_kernels("cpu", "cpu", precision)._products for precision in asked_for]  # type: ignore[attr-defined]
-    assert chosen == [F32_PRODUCTS, INT16_PRODUCTS if has_vnni() else F32_PRODUCTS]
+    assert chosen == [F32_PRODUCTS, INT16_PRODUCTS if has_fast_int16() else F32_PRODUCTS]
 
 
 @fused

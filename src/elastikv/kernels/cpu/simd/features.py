@@ -29,8 +29,17 @@ def has_bf16() -> bool:
 
 
 def has_vnni() -> bool:
-    """Whether there are instructions that multiply bytes, or int16, and add several products to sums of 32 bits."""
+    """Whether there is an instruction for the products of bytes, and one for those of int16."""
     return has("avx512vnni") or has("avxvnni")
+
+
+def has_fast_int16() -> bool:
+    """Whether products of int16 (``int16.add_dots``) are faster than those of half as many float32.
+
+    With AVX2 their two instructions spread over more ports than a multiply-add does; the first processors with AVX-512
+    have no such ports for 512 bits.
+    """
+    return has_vnni() or (has("avx2") and not has("avx512bw"))
 
 
 def has_byte_products() -> bool:
