@@ -41,9 +41,8 @@ def main() -> None:
         documents = [llm.tokenizer.encode(text) for text in read_texts(args)]
     documents = [tokens[: args.tokens] for tokens in documents if len(tokens) > 2 * N_DECODED][: args.documents]
     print(f"{len(documents)} documents, {sum(map(len, documents))} tokens")
-    print(
-        f"{'cells':8} {'weights':8} {'attention':9} {'perplexity':>10} {'change':>8} {'logits: prefill':>16} {'decode':>8}"
-    )
+    columns = f"{'cells':8} {'weights':8} {'attention':9} {'perplexity':>10} {'change':>8}"
+    print(f"{columns} {'logits: prefill':>16} {'decode':>8}")
     exact: list[torch.Tensor] = []
     rows: list[dict[str, Any]] = []
     for cells, weights, precision in CELLS + ATTENTION + WEIGHTS:
