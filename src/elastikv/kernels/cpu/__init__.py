@@ -15,7 +15,8 @@ Which operation is where:
     rotation, QK norms, storing K and V                   ``attention/rope.py``, the storing in ``formats/``
     decode attention                                      ``attention/decode.py``, QK in ``attention/qk.py`` with
                                                           ``formats/``, PV in ``formats/``
-    prefill attention                                     ``attention/prefill.py``
+    prefill attention                                     ``attention/prefill.py``, ``chunks.py``; its products
+                                                          ``products_f32.py``, ``products_int16.py``
     RMS norms, gates, activations                         ``norms.py``
     short convolution; delta rule and its gates           ``recurrent/conv.py``; ``recurrent/delta_rule.py``
     cell formats: store, load, QK, PV                     ``formats/cells.py``: ``plain.py`` (f32, f16, bf16),
@@ -25,6 +26,7 @@ Which operation is where:
     vector types, loads and stores, arithmetic            ``simd/vector.py``, ``simd/memory.py``, ``simd/math.py``
     products of integers, of bfloat16                     ``simd/int16.py``, ``simd/byte_products.py``; ``simd/bf16.py``
       packed weights: of one row, of many                 ``simd/int8_dot.py``; ``simd/int8_panel.py``, ``int8_tile.py``
+      in prefill attention                                ``simd/word_tile.py``, ``simd/panels.py``
     what the processor has                                ``simd/features.py``
     compiling, and keeping what was compiled              ``jit.py``
     ====================================================  ======================================================
