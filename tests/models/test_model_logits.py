@@ -13,6 +13,7 @@ from support.tiny_models import ARCHITECTURES, N_VOCAB, tiny_model, tiny_transfo
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from elastikv.kernels import select_kernels
+from elastikv.kernels.base import AttentionPrecision
 from elastikv.models import LoadedModel, load_model
 
 KERNELS = ("reference", "cpu")
@@ -21,8 +22,8 @@ ATOL = dict.fromkeys(ARCHITECTURES, 5e-5)
 ATOL["qwen3_5"] = ATOL["qwen3_5_moe"] = 3e-4
 
 
-def load(path: Path, kernels: str = "reference", **options: Any) -> LoadedModel:
-    return load_model(path, kernels=select_kernels(kernels), **options)
+def load(path: Path, kernels: str = "reference", precision: AttentionPrecision = "f32", **options: Any) -> LoadedModel:
+    return load_model(path, kernels=select_kernels(kernels, attention_precision=precision), **options)
 
 
 @torch.no_grad()
@@ -45,6 +46,17 @@ def test_prompt_longer_than_ubatches_and_resizes(arch: str, kernels: str, tmp_pa
     assert_close(decode(model, memory, {0: ids[:130]}, n_ubatch=48)[0], wanted[:130], arch)
     assert_close(decode(model, memory, {0: ids[130:]}, n_ubatch=64)[0], wanted[130:], arch)
     memory.check()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_attention_over_prompts_as_it_is_by_default(arch: str, tmp_path: Path) -> None:
+    """In 16-bit integers, where the processor gains by it."""
+    peer = tiny_transformers_model(arch)
+    model = load(tiny_model(arch, tmp_path), "cpu", "auto").model
+    ids = random_ids(300, N_VOCAB)
+    wanted = peer_logits(peer, ids)
+    got = decode(model, open_memory(model), {0: ids}, n_ubatch=128)[0]
+    assert (got - wanted).square().mean().sqrt() < 2e-3 * wanted.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
