@@ -174,6 +174,8 @@ def test_what_it_refuses(folders: Any, tmp_path: Path) -> None:
     folder, _ = folders("smollm3")
     with pytest.raises(InvalidRequest, match="quantised"):
         LLM(folder, quantize="q8_0")
+    with pytest.raises(InvalidRequest, match="attention_precision"):
+        LLM(folder, attention_precision="f32")
     for config in (
         '{"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}',
         '{"model_type": "nonsense"}',

@@ -139,6 +139,11 @@ class TransformersSource:
 
     def load(self, options: RuntimeOptions) -> TorchRuntime:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""
+        if options.attention_precision != "auto":
+            raise InvalidRequest(
+                f"{self.config.name}: {self.config.architecture} runs through transformers, which attends in the "
+                "model's own type; leave out attention_precision (--attention-precision)"
+            )
         use_threads = torch.set_num_threads
         if options.n_threads is not None:
             use_threads(options.n_threads)
