@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastikv.models.checkpoint import open_checkpoint, read_own_config
+from elastikv.models.checkpoint import open_checkpoint, read_config
 from elastikv.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -56,11 +56,6 @@ def load_model(
         return LoadedModel(build_decoder(checkpoint.architecture, own, loader, kernels), tokenizer, own)
     finally:
         tensors.close()
-
-
-def read_config(path: str | Path) -> ModelConfig:
-    """The config alone, from a folder, a GGUF file or a ``config.json``; no weights are read or needed."""
-    return read_own_config(path)
 
 
 def memory_layers(config: ModelConfig) -> Sequence[LayerMemory]:

@@ -34,7 +34,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(architecture, config, PlacedTensors(file, architecture.places(config)))
 
 
-def read_own_config(path: str | Path) -> ModelConfig:
+def read_config(path: str | Path) -> ModelConfig:
     """The config alone, also of a ``config.json``; no weights are needed. Raises as ``open_checkpoint`` does."""
     found = existing(path)
     if found.is_dir():
