@@ -2,21 +2,21 @@
 
 A packed matrix is uint8 ``[n_out, row_bytes]``; a row is a sequence of blocks along ``n_in``, laid out as
 in a GGUF file (q8_0: 32 values as a 16-bit scale and 32 int8; q4_0: a 16-bit scale and 16 bytes of nibbles).
-Unpacking is the `gguf` package's; packing gives the same bits, in torch because it then runs on all cores. Both
-are applied to a few rows at a time, so that a conversion needs the input, the output and one tile, never an
-f32 copy of the whole matrix.
+Packing, and unpacking the commonest formats (``unpacking.py``), give the `gguf` package's bits, in torch because it then
+runs on all cores; the package itself unpacks the others. All are applied to a few rows at a time, so that a conversion
+needs the input, the output and one tile, never an f32 copy of the whole matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf import quants as gguf_quants
 
 from elastikv.errors import InvalidRequest, UnsupportedModel
+from elastikv.kernels.unpacking import UNPACKERS
 
 TILE_VALUES = 1 << 20
 """Values converted at once: 4 MiB of f32, small beside a model, large beside a call's overhead."""
@@ -63,7 +63,7 @@ def unpack(blocks: torch.Tensor, kind: str, out: torch.Tensor | None = None) -> 
     if out is None:
         out = torch.empty((n_out, n_in), dtype=torch.float32)
     for rows in row_tiles(n_out, n_in):
-        out[rows] = torch.from_numpy(_dequantize(blocks[rows].numpy(), kind))
+        out[rows] = _dequantize(blocks[rows], kind)
     return out
 
 
@@ -79,14 +79,14 @@ def repack(blocks: torch.Tensor, kind: str, target: str) -> torch.Tensor:
     n_out, n_in = blocks.shape[0], row_values(kind, blocks.shape[1])
     packed = torch.empty((n_out, row_bytes(_target(target), n_in)), dtype=torch.uint8)
     for rows in row_tiles(n_out, n_in):
-        packed[rows] = _quantize(torch.from_numpy(_dequantize(blocks[rows].numpy(), kind)), target)
+        packed[rows] = _quantize(_dequantize(blocks[rows], kind), target)
     return packed
 
 
 def can_unpack(kind: str) -> bool:
     """Whether ``unpack`` knows the format."""
     try:
-        _dequantize(np.zeros((1, block_sizes(kind)[1]), dtype=np.uint8), kind)
+        _dequantize(torch.zeros((1, block_sizes(kind)[1]), dtype=torch.uint8), kind)
     except (NotImplementedError, UnsupportedModel):
         return False
     return True
@@ -141,6 +141,12 @@ def _pack_q4_0(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 _PACKERS = {"q8_0": _pack_q8_0, "q4_0": _pack_q4_0}
 
 
-def _dequantize(rows: np.ndarray, kind: str) -> np.ndarray:
-    values: np.ndarray = gguf_quants.dequantize(rows, _ggml_type(kind))
+def _dequantize(rows: torch.Tensor, kind: str) -> torch.Tensor:
+    """Packed rows to f32 ones."""
+    unpack_blocks = UNPACKERS.get(kind)
+    if unpack_blocks is None:
+        return torch.from_numpy(gguf_quants.dequantize(rows.numpy(), _ggml_type(kind)))
+    block_values, block_bytes = block_sizes(kind)
+    values = torch.empty((len(rows), rows.shape[1] // block_bytes * block_values))
+    unpack_blocks(rows.reshape(-1, block_bytes), values.view(-1, block_values))
     return values
