@@ -17,7 +17,7 @@ from support.tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from elastikv.kernels import select_kernels
-from elastikv.kernels.base import Sublayer
+from elastikv.kernels.weights import FeedForwardWeights, MixerWeights
 from elastikv.models import load_model, registry
 from elastikv.models.architecture import Architecture
 from elastikv.models.config import ModelConfig, RopeConfig
@@ -60,17 +60,16 @@ class Gemma3(Architecture):
     def embedding_scale(self, config: ModelConfig) -> float:
         return config.hidden_size**0.5
 
-    def mixer(self, read: ModelReader, layer: int, ordinal: int) -> Sublayer:
+    def mixer(self, read: ModelReader, layer: int) -> MixerWeights:
         config = read.config
         assert isinstance(config, Gemma3Config)
         norms = read.norms(layer, "input_layernorm", "post_attention_layernorm")
         rope = config.window_rope if config.layer_types[layer] == "sliding" else config.rope
-        weights = read.attention(layer, norms, rope=rope, scale=config.query_scale)
-        return read.kernels.attention_layer(weights, ordinal)
+        return read.attention(layer, norms, rope=rope, scale=config.query_scale)
 
-    def feed_forward(self, read: ModelReader, layer: int) -> Sublayer:
+    def feed_forward(self, read: ModelReader, layer: int) -> FeedForwardWeights:
         norms = read.norms(layer, "pre_feedforward_layernorm", "post_feedforward_layernorm")
-        return read.kernels.mlp_layer(read.mlp(layer, norms, activation=self.activation))
+        return read.mlp(layer, norms, activation=self.activation)
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 A packed matrix is uint8 ``[n_out, row_bytes]``; a row is a sequence of blocks along ``n_in``, laid out as
 in a GGUF file (q8_0: 32 values as a 16-bit scale and 32 int8; q4_0: a 16-bit scale and 16 bytes of nibbles).
-Packing, and unpacking the commonest formats (``unpacking.py``), give the `gguf` package's bits, in torch because it then
-runs on all cores; the package itself unpacks the others. All are applied to a few rows at a time, so that a conversion
-needs the input, the output and one tile, never an f32 copy of the whole matrix.
+Packing, and unpacking the commonest formats (``unpacking.py``), give the `gguf` package's bits, in torch because it
+then runs on all cores; the package itself unpacks the others. All are applied to a few rows at a time, so that a
+conversion needs the input, the output and one tile, never an f32 copy of the whole matrix.
 """
 
 from __future__ import annotations

@@ -158,3 +158,10 @@ class DeltaNetWeights:
     bias: torch.Tensor
     norm: torch.Tensor
     eps: float
+
+
+MixerWeights = AttentionWeights | DeltaNetWeights
+"""Of what lets tokens of a sequence see each other: the first half of a block."""
+
+FeedForwardWeights = MlpWeights | ExpertsWeights
+"""Of what takes each token by itself: the second half of a block."""

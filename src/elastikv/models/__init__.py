@@ -13,7 +13,7 @@ from elastikv.models.config import ModelConfig
 if TYPE_CHECKING:
     from elastikv.kernels.base import Kernels
     from elastikv.memory.base import LayerMemory
-    from elastikv.models.base import Model
+    from elastikv.models.decoder import Decoder
     from elastikv.weights.loader import Progress
     from elastikv.weights.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ __all__ = ["LoadedModel", "load_model", "memory_layers", "read_config"]
 class LoadedModel:
     """A model that is ready to compute, with what came with its weights."""
 
-    model: Model
+    model: Decoder
     tokenizer: Tokenizer
     config: ModelConfig
 
@@ -43,7 +43,8 @@ def load_model(
     dtype, quantize: see ``WeightLoader``. progress is called with bytes read and bytes in all.
     Raises ModelError (no such file, no weights), UnsupportedModel, CorruptFile or InvalidRequest.
     """
-    from elastikv.models.build import build_decoder
+    from elastikv.models.build import read_weights
+    from elastikv.models.decoder import Decoder
     from elastikv.weights.loader import WeightLoader
 
     checkpoint = open_checkpoint(path)
@@ -53,7 +54,8 @@ def load_model(
             tensors, str(own), dtype=dtype, quantize=quantize, device=kernels.device, progress=progress
         )
         tokenizer = tensors.tokenizer(own.eos_token_ids)
-        return LoadedModel(build_decoder(checkpoint.architecture, own, loader, kernels), tokenizer, own)
+        weights = read_weights(checkpoint.architecture, own, loader)
+        return LoadedModel(Decoder(weights, kernels), tokenizer, own)
     finally:
         tensors.close()
 

@@ -15,13 +15,11 @@ architecture differs, and is listed in ``registry``.
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from elastikv.errors import UnsupportedModel
-from elastikv.kernels.base import Sublayer
-from elastikv.kernels.weights import Activation
+from elastikv.kernels.weights import Activation, FeedForwardWeights, MixerWeights
 from elastikv.memory.base import KVLayer, LayerMemory
 from elastikv.models.config import LayerType, ModelConfig, RopeConfig
 from elastikv.models.reader import ATTENTION, MLP, ModelReader
@@ -176,19 +174,10 @@ class Architecture:
         """What embeddings are multiplied with."""
         return 1.0
 
-    def mixer(self, read: ModelReader, layer: int, ordinal: int) -> Sublayer:
-        """The first half of a block. ordinal: its index among the layers with the same kind of memory."""
-        return read.kernels.attention_layer(read.attention(layer), ordinal)
+    def mixer(self, read: ModelReader, layer: int) -> MixerWeights:
+        """The first half of a block."""
+        return read.attention(layer)
 
-    def feed_forward(self, read: ModelReader, layer: int) -> Sublayer:
+    def feed_forward(self, read: ModelReader, layer: int) -> FeedForwardWeights:
         """The second half of a block: an MLP, or experts."""
-        return read.kernels.mlp_layer(read.mlp(layer, activation=self.activation))
-
-    def ordinals(self, config: ModelConfig) -> list[int]:
-        """The index of each layer among those with the same kind of memory."""
-        seen: Counter[type] = Counter()
-        ordinals = []
-        for memory in self.memory_layers(config):
-            ordinals.append(seen[type(memory)])
-            seen[type(memory)] += 1
-        return ordinals
+        return read.mlp(layer, activation=self.activation)

@@ -7,18 +7,51 @@ A mixer is what lets tokens of a sequence see each other: attention, or a recurr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 
 from elastikv.batch import UBatch
-from elastikv.kernels.base import Buffers, EmbeddingLayer, ForwardPass, Kernels, LinearLayer, Sublayer
-from elastikv.kernels.weights import Norms
+from elastikv.kernels.base import Buffers, ForwardPass, Kernels, Sublayer
+from elastikv.kernels.weights import (
+    AttentionWeights,
+    FeedForwardWeights,
+    LinearWeights,
+    MixerWeights,
+    MlpWeights,
+    Norms,
+    Weight,
+)
 from elastikv.memory import KVCache, RecurrentMemory
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.memory.hybrid import halves
 from elastikv.models.base import ModelInfo
+
+
+class BlockWeights(NamedTuple):
+    """One layer: the memory that it asks for, and its two halves."""
+
+    memory: LayerMemory
+    mixer: MixerWeights
+    feed_forward: FeedForwardWeights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderWeights:
+    """A whole model as data. Several decoders, each of another backend, may be made of the same weights.
+
+    norm: the one between the last block and the head.
+    """
+
+    info: ModelInfo
+    embedding: Weight
+    embedding_scale: float
+    blocks: tuple[BlockWeights, ...]
+    norm: Norms
+    head: LinearWeights
 
 
 class Block(NamedTuple):
@@ -29,30 +62,18 @@ class Block(NamedTuple):
 
 
 class Decoder:
-    """A ``Model``. Buffers are shared by all layers; ``residual`` and ``delta`` alone live through the whole forward.
+    """A ``Model``. Layers share all buffers; ``residual`` and ``delta`` alone live through the whole forward."""
 
-    norm: the one between the last block and the head.
-    """
-
-    def __init__(
-        self,
-        info: ModelInfo,
-        memory_layers: Sequence[LayerMemory],
-        *,
-        embedding: EmbeddingLayer,
-        blocks: Sequence[Block],
-        norm: Norms,
-        head: LinearLayer,
-        kernels: Kernels,
-    ) -> None:
-        self.info = info
-        self.memory_layers = tuple(memory_layers)
-        self._embedding = embedding
-        self._blocks = tuple(blocks)
-        self._norm = norm
-        self._head = head
+    def __init__(self, weights: DecoderWeights, kernels: Kernels) -> None:
+        self.weights = weights
+        self.info = weights.info
+        self.memory_layers = tuple(block.memory for block in weights.blocks)
+        self._embedding = kernels.embedding_layer(weights.embedding, weights.embedding_scale)
+        self._blocks = tuple(_blocks(weights.blocks, kernels))
+        self._norm = weights.norm
+        self._head = kernels.linear_layer(weights.head)
         self._kernels = kernels
-        self._ropes = [block.mixer.rope for block in blocks if block.mixer.rope is not None]
+        self._ropes = [block.mixer.rope for block in self._blocks if block.mixer.rope is not None]
         self.device = kernels.device
         self._angles = [(rope, f"cos.{i}", f"sin.{i}") for i, rope in enumerate(dict.fromkeys(self._ropes))]
 
@@ -110,3 +131,21 @@ class Decoder:
         normed = buffers.view("normed", tuple(delta.shape))
         self._kernels.add_rms_norm(delta, residual, self._norm.before, self._norm.eps, out=normed)
         return self._head(normed, out=torch.empty((len(delta), self.info.n_vocab), device=self.device))
+
+
+def _blocks(blocks: Sequence[BlockWeights], kernels: Kernels) -> Iterator[Block]:
+    """Layers of a backend. Mixers count those before them that have the same kind of memory."""
+    seen: Counter[type] = Counter()
+    for memory, mixer, feed_forward in blocks:
+        yield Block(_mixer(mixer, seen[type(memory)], kernels), _feed_forward(feed_forward, kernels))
+        seen[type(memory)] += 1
+
+
+def _mixer(weights: MixerWeights, ordinal: int, kernels: Kernels) -> Sublayer:
+    if isinstance(weights, AttentionWeights):
+        return kernels.attention_layer(weights, ordinal)
+    return kernels.delta_net_layer(weights, ordinal)
+
+
+def _feed_forward(weights: FeedForwardWeights, kernels: Kernels) -> Sublayer:
+    return kernels.mlp_layer(weights) if isinstance(weights, MlpWeights) else kernels.experts_layer(weights)

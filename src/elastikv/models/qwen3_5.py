@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from typing_extensions import override
 
-from elastikv.kernels.base import Sublayer
-from elastikv.kernels.weights import DeltaNetWeights
+from elastikv.kernels.weights import DeltaNetWeights, MixerWeights
 from elastikv.memory.base import LayerMemory, RecurrentLayer
 from elastikv.models.architecture import Architecture
 from elastikv.models.config import DeltaNetConfig, ModelConfig
@@ -84,10 +83,10 @@ class Qwen3_5(Architecture):  # noqa: N801, its name
         return RecurrentLayer(((net.conv_channels, net.conv_width - 1), (net.n_v_heads, net.k_dim, net.v_dim)))
 
     @override
-    def mixer(self, read: ModelReader, layer: int, ordinal: int) -> Sublayer:
+    def mixer(self, read: ModelReader, layer: int) -> MixerWeights:
         if read.config.layer_types[layer] == "recurrent":
-            return read.kernels.delta_net_layer(_read_delta_net(read, layer), ordinal)
-        return read.kernels.attention_layer(read.attention(layer, gate_order=_gates_last(read.config)), ordinal)
+            return _read_delta_net(read, layer)
+        return read.attention(layer, gate_order=_gates_last(read.config))
 
     @override
     def layer_tensors(self, config: ModelConfig) -> Sequence[str]:

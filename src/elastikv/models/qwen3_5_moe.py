@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from elastikv.kernels.base import Sublayer
+from elastikv.kernels.weights import FeedForwardWeights
 from elastikv.models.config import ExpertsConfig, ModelConfig
 from elastikv.models.qwen3_5 import Qwen3_5
 from elastikv.models.qwen3_moe import EXPERTS_KEYS, read_experts
@@ -60,6 +60,6 @@ class Qwen3_5Moe(Qwen3_5):  # noqa: N801, its name
         return Change(squeezed=0) if name.endswith("shared_expert_gate.weight") else super().gguf_change(config, name)
 
     @override
-    def feed_forward(self, read: ModelReader, layer: int) -> Sublayer:
+    def feed_forward(self, read: ModelReader, layer: int) -> FeedForwardWeights:
         assert isinstance(read.config, Qwen3_5MoeConfig)
-        return read.kernels.experts_layer(read.experts(layer, read.config.experts))
+        return read.experts(layer, read.config.experts)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from elastikv.kernels.base import Sublayer
+from elastikv.kernels.weights import FeedForwardWeights
 from elastikv.models.architecture import Architecture
 from elastikv.models.config import ExpertsConfig, LayerType, ModelConfig
 from elastikv.models.reader import ModelReader, experts_tensors
@@ -82,9 +82,9 @@ class Qwen3Moe(Architecture):
         return (*super().layer_tensors(config), *experts_tensors(config.experts))
 
     @override
-    def feed_forward(self, read: ModelReader, layer: int) -> Sublayer:
+    def feed_forward(self, read: ModelReader, layer: int) -> FeedForwardWeights:
         config = read.config
         assert isinstance(config, Qwen3MoeConfig)
         if layer in config.dense_layers:
             return super().feed_forward(read, layer)
-        return read.kernels.experts_layer(read.experts(layer, config.experts))
+        return read.experts(layer, config.experts)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 
-from elastikv.kernels.base import Kernels
 from elastikv.kernels.weights import Activation, AttentionWeights, ExpertsWeights, ExpertWeights, MlpWeights, Norms
 from elastikv.models.config import ExpertsConfig, ModelConfig, RopeConfig
 from elastikv.models.rope import make_rope
@@ -37,11 +36,10 @@ def experts_tensors(experts: ExpertsConfig) -> Iterator[str]:
 class ModelReader:
     """Reads weights as layers want them. Each raises CorruptFile where a tensor is missing or of another shape."""
 
-    def __init__(self, config: ModelConfig, loader: WeightLoader, kernels: Kernels) -> None:
+    def __init__(self, config: ModelConfig, loader: WeightLoader) -> None:
         self.config = config
         self.loader = loader
-        self.kernels = kernels
-        self.rope = functools.cache(functools.partial(make_rope, device=kernels.device))
+        self.rope = functools.cache(functools.partial(make_rope, device=loader.device))
         """Layers that rotate alike share one ``Rope``."""
 
     def norm(self, name: str) -> torch.Tensor:

@@ -46,7 +46,7 @@ class WeightLoader:
         self.source = source
         self._dtype = _DTYPES.get(dtype)
         self._quantize = quantize
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._progress = progress
         self._total = sum(source.nbytes(name) for name in source.names())
         self._done = 0
@@ -99,7 +99,7 @@ class WeightLoader:
 
     def vector(self, name: str, shape: tuple[int, ...], *, offset: float = 0.0) -> torch.Tensor:
         """A small tensor in f32, ``offset`` added."""
-        vector = self._read_dense(name).float().add(offset).contiguous().to(self._device)
+        vector = self._read_dense(name).float().add(offset).contiguous().to(self.device)
         self._check(name, tuple(vector.shape), shape)
         self.weight_bytes += vector.nbytes
         return vector
@@ -124,7 +124,7 @@ class WeightLoader:
                 groups[-1].append(weight)
             else:
                 groups.append([weight])
-        return [_stack(group, self._dtype, self._device) for group in groups]
+        return [_stack(group, self._dtype, self.device) for group in groups]
 
     def _check(self, what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
         if shape != wanted:

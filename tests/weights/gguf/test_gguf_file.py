@@ -16,8 +16,9 @@ from support.tiny_models import ARCHITECTURES, tiny_model
 from elastikv.errors import CorruptFile, UnsupportedModel
 from elastikv.kernels import quants, select_kernels
 from elastikv.models import load_model
-from elastikv.models.build import build_decoder
+from elastikv.models.build import read_weights
 from elastikv.models.checkpoint import open_checkpoint
+from elastikv.models.decoder import Decoder
 from elastikv.weights.gguf import GGUFFile
 from elastikv.weights.hf import HFFolder
 from elastikv.weights.loader import WeightLoader
@@ -121,7 +122,7 @@ def test_only_the_rounding_of_blocks_sets_a_packed_file_apart(arch: str, tmp_pat
     folder = _folder(arch, tmp_path)
     checkpoint = open_checkpoint(folder)
     loader = WeightLoader(_Rounded(folder), str(checkpoint.config))
-    model = build_decoder(checkpoint.architecture, checkpoint.config, loader, select_kernels("reference"))
+    model = Decoder(read_weights(checkpoint.architecture, checkpoint.config, loader), select_kernels("reference"))
     rounded = decode(model, open_memory(model), {0: PROMPT})[0]
     path = export_gguf(folder, tmp_path / "model.gguf", "q4_0")
     torch.testing.assert_close(_logits(path, quantize="none"), rounded, rtol=0, atol=1e-5)
