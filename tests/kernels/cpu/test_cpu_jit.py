@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from numba import prange
+from numba.core.caching import FunctionCache
 
 from elastikv.kernels.cpu import jit
 
@@ -59,6 +61,50 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert second == "hits 1\n"
 
 
+ONLY_COMPILED = """
+import torch
+from elastikv.kernels.cpu import jit, norms
+gate_up, out = torch.ones(1, 32), torch.full((1, 16), torch.nan)
+arguments = gate_up.data_ptr(), 128, 1, 16, out.data_ptr()
+try:
+    with jit.only_compiled():
+        norms.silu_mul(*arguments)
+    print("served")
+except jit.NotCompiled:
+    assert out.isnan().all()
+    norms.silu_mul(*arguments)
+    print("compiled")
+assert not out.isnan().any()
+with jit.only_compiled():
+    norms.silu_mul(*arguments)
+assert jit.is_kept(norms.silu_mul)
+"""
+
+
+def test_nothing_is_compiled_where_it_must_not_be(tmp_path: Path) -> None:
+    """A kernel that is on disk serves, and one that was refused can be compiled afterwards."""
+    assert run_with_cache(tmp_path, ONLY_COMPILED).splitlines()[-1] == "compiled"
+    assert run_with_cache(tmp_path, ONLY_COMPILED) == "served\n"
+
+
+def test_one_process_at_a_time_keeps_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of what is kept is read, and written with one entry more: two at once would lose one, or mix them up."""
+    saved = []
+
+    def save(self: FunctionCache, signature: object, data: object) -> None:
+        folder = os.open(self.cache_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(folder)
+        saved.append(data)
+
+    monkeypatch.setattr(FunctionCache, "save_overload", save)
+    cache = jit._PackageCache(sum_below)
+    cache.save_overload(None, 1)
+    cache.save_overload(None, 2)
+    assert saved == [1, 2]
+
+
 def test_a_layer_is_compiled_from_kernels_that_were_kept(tmp_path: Path) -> None:
     """Their machine instructions are read as text once more, in a process that has written none."""
     run_with_cache(tmp_path, LAYERS.format(fused=False))
@@ -89,6 +135,7 @@ def test_a_machine_where_nothing_can_be_written(
         add = jit.kernel(sum_below)
     assert one_more(1) == 2
     assert add(4) == 6
+    assert not jit.is_kept(add)
     assert "sum_below" in caplog.text
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import fcntl
 import functools
 import hashlib
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,6 +19,27 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
 _log = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_only_compiled = contextvars.ContextVar("only_compiled", default=False)
+
+
+class NotCompiled(Exception):
+    """A kernel is not compiled for what it was called with, and was not to be."""
+
+
+@contextlib.contextmanager
+def only_compiled() -> Iterator[None]:
+    """Within it NotCompiled is raised instead of compiling a kernel; what is on disk is loaded."""
+    token = _only_compiled.set(True)
+    try:
+        yield
+    finally:
+        _only_compiled.reset(token)
+
+
+def is_kept(function: Any) -> bool:
+    """Whether a kernel, once compiled, is kept on disk for other processes."""
+    return isinstance(function._cache, _PackageCache)
 
 
 @functools.cache
@@ -44,14 +69,33 @@ def _announce() -> None:
     _log.warning("compiling CPU kernels (first run only) ...")
 
 
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system can
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class _PackageCache(FunctionCache):
     _impl_class = _PackageCacheImpl
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         compiled = super().load_overload(sig, target_context)
         if compiled is None:
+            if _only_compiled.get():
+                raise NotCompiled(self._name)
             _announce()
         return compiled
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """One process at a time: numba reads the list of what there is, and then writes it with one entry more."""
+        self._impl.locator.ensure_cache_path()
+        with _locked(self.cache_path):
+            super().save_overload(sig, data)
 
 
 class _NoCache(NullCache):
