@@ -31,7 +31,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device", default="cpu", metavar="NAME", help="where weights and memory are: cpu")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="weights in memory; auto: as in the file")
     model.add_argument("--quantize", choices=QUANTS, help="pack the weights; none given: as in the file")
-    model.add_argument("--kernels", choices=("auto", "cpu", "reference"), default="auto", help="numba, or plain torch")
+    model.add_argument(
+        "--kernels",
+        choices=("auto", "cpu", "reference"),
+        default="auto",
+        help="numba's, or plain torch; auto: plain torch until numba's are compiled (first run only)",
+    )
     model.add_argument(
         "--attention-precision",
         choices=("auto", "f32"),

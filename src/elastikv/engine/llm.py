@@ -51,9 +51,10 @@ class LLM:
     dtype, quantize: of the weights; see ``models.load_model``. Types are also known by torch's names
     (``"float32"``, ``torch.bfloat16``). n_batch: tokens of one decode call at most;
     n_ubatch: tokens computed at once. n_threads: None leaves torch's setting as it is.
-    kernels: ``"auto"``, ``"cpu"`` or ``"reference"``. attention_precision: ``"auto"`` rounds what attention over
-    prompts multiplies to 16-bit integers where the processor gains by it, ``"f32"`` never does.
-    scheduler: how sequences share the memory.
+    kernels: ``"cpu"`` (compiled at first use), ``"reference"`` (plain torch) or ``"auto"``: the first, and where these
+    are not on disk yet the second, until another process has compiled them.
+    attention_precision: ``"auto"`` rounds what attention over prompts multiplies to 16-bit integers where the
+    processor gains by it, ``"f32"`` never does. scheduler: how sequences share the memory.
     progress: called while loading with bytes read and bytes in all.
 
     Several threads may use it at once. There is one lock, held for a step and not for a generation: a thread that

@@ -83,6 +83,13 @@ class Runtime(Protocol):
         """
         ...
 
+    def warm_up(self) -> None:
+        """Wait until what is compiled in the background serves; what is not compiled then, is when it is needed.
+
+        For what measures: steps before it may be far slower than those after it.
+        """
+        ...
+
     def set_threads(self, n_threads: int) -> None:
         """Let the calling thread compute on so many cores from now on. Raises InvalidRequest."""
         ...

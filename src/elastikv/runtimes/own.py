@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 
 from elastikv.kernels import Kernels, select_kernels
 from elastikv.memory.base import LayerMemory
-from elastikv.models import load_model, memory_layers, read_config
+from elastikv.models import LoadedModel, load_model, memory_layers, read_config
 from elastikv.runtimes.base import RuntimeOptions
 from elastikv.runtimes.torch_runtime import TorchRuntime, open_runtime
 
@@ -35,7 +35,28 @@ class OwnSource:
         loaded = load_model(
             self._path, dtype=options.dtype, quantize=options.quantize, kernels=kernels, progress=options.progress
         )
+        # Who asks for the cpu kernels by name waits for them.
+        if kernels.name == "cpu" and options.kernels == "auto" and _can_compile_beside():
+            return _open_at_once(loaded, options, use_threads, kernels)
         return open_runtime(loaded.model, loaded.tokenizer, options, use_threads)
+
+
+def _can_compile_beside() -> bool:
+    from elastikv.runtimes.first_run import can_compile_beside
+
+    return can_compile_beside()
+
+
+def _open_at_once(
+    loaded: LoadedModel, options: RuntimeOptions, use_threads: Callable[[int], None], kernels: Kernels
+) -> TorchRuntime:
+    """Decode without waiting for the cpu kernels to be compiled."""
+    from elastikv.runtimes.first_run import FirstRun
+
+    make = partial(FirstRun, cells=(options.memory.k_type, options.memory.v_type))
+    runtime = open_runtime(loaded.model, loaded.tokenizer, options, use_threads, make)
+    runtime.look_ahead(kernels)
+    return runtime
 
 
 def _set_threads(kernels: Kernels, n_threads: int) -> None:

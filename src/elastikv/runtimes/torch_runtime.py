@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -54,6 +55,9 @@ class TorchRuntime:
             raise
         return logits
 
+    def warm_up(self) -> None:
+        """Nothing is compiled in the background."""
+
     def set_threads(self, n_threads: int) -> None:
         """Let the calling thread compute on so many cores from now on."""
         self._use_threads(n_threads)
@@ -75,22 +79,36 @@ class TorchRuntime:
         logits = torch.empty(n_outputs, self.model.info.n_vocab)
         n_done = 0
         for ubatch in ubatches:
-            self.memory.apply(ubatch)
-            rows = self.model.forward(ubatch, self.memory, self._workspace)
+            rows = self._compute(ubatch)
             logits[n_done : n_done + len(rows)] = rows
             n_done += len(rows)
         return logits
 
+    def _compute(self, ubatch: UBatch) -> torch.Tensor:
+        """Logits of one ubatch; what is remembered between two is in memory alone."""
+        self.memory.apply(ubatch)
+        return self.model.forward(ubatch, self.memory, self._workspace)
+
+
+_Runtime = TypeVar("_Runtime", bound=TorchRuntime)
+
 
 def open_runtime(
-    model: Model, tokenizer: Tokenizer, options: RuntimeOptions, use_threads: Callable[[int], None]
-) -> TorchRuntime:
-    """Open the memory that a model declares, and its buffers. CacheFull if not even these fit."""
+    model: Model,
+    tokenizer: Tokenizer,
+    options: RuntimeOptions,
+    use_threads: Callable[[int], None],
+    make: Callable[..., _Runtime] = TorchRuntime,  # type: ignore[assignment]
+) -> _Runtime:
+    """Open the memory that a model declares, and its buffers; make: of which class the runtime is to be.
+
+    CacheFull if not even these fit.
+    """
     memory = replace(options.memory, rotate=model.rotate_k, device=str(model.device))
     workspace = Workspace(model, options.budget, options.n_ubatch)
     # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
     workspace.reserve(min(memory.initial, memory.n_ctx))
-    return TorchRuntime(
+    return make(
         model,
         make_memory(model.memory_layers, memory, options.budget),
         workspace,
