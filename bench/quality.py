@@ -48,6 +48,7 @@ def main() -> None:
     for cells, weights, precision in CELLS + ATTENTION + WEIGHTS:
         forms: dict[str, Any] = {"kv_dtype": cells, "quantize": weights, "attention_precision": precision}
         with LLM(args.model, dtype="f32", n_threads=args.threads, **forms) as llm:
+            llm.engine.warm_up()
             logits = [logits_of(llm, tokens) for tokens in documents]
         exact = exact or logits
         loss = sum(loss_of(each, tokens) for each, tokens in zip(logits, documents, strict=True))

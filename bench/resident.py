@@ -52,6 +52,7 @@ def measure(model: Path, depth: int) -> dict[str, int]:
     from elastikv import LLM
 
     def use(llm: LLM, n: int) -> None:
+        llm.engine.warm_up()
         append(llm, tokens(n))
         for token in range(8):
             append(llm, [token])

@@ -114,6 +114,8 @@ def main() -> None:
         for name, options in CONFIGURATIONS.items()
     }
     results: dict[str, list[Steps]] = {name: [] for name in engines}
+    for llm in engines.values():
+        llm.engine.warm_up()
     measure(engines, args.prompt, 20)  # compiles what is compiled once
     for _ in range(args.rounds):
         for name, steps in measure(engines, args.prompt, args.steps).items():

@@ -161,6 +161,7 @@ def play(
     with LLM(
         model, n_ctx=args.ctx, kernels=args.kernels, n_batch=2048, kv_budget="none", scheduler=scheduling, **options
     ) as llm:
+        llm.engine.warm_up()
         llm.generate([trace[0].prompt[:300]], SamplingParams(temperature=0, max_tokens=4))
         llm.events.counts.clear()
         limit = llm.stats().compute_bytes + (kv_bytes or 0)
@@ -175,6 +176,7 @@ def check_alone(args: argparse.Namespace, model: Path, trace: Sequence[Arrival],
     """How many of a sample of replies differ from the reply to the same prompt asked alone."""
     n_wrong = 0
     with LLM(model, n_ctx=args.ctx, kernels=args.kernels, n_batch=2048) as llm:
+        llm.engine.warm_up()
         for index in range(0, len(trace), max(1, len(trace) // args.alone)):
             params = SamplingParams(temperature=0, max_tokens=trace[index].n_reply, ignore_eos=True)
             n_wrong += llm.generate([trace[index].prompt], params)[0].token_ids != replies[index]

@@ -28,6 +28,7 @@ class ElastikvSide:
         from elastikv import LLM
 
         self.llm = LLM(model, n_ctx=n_ctx, n_threads=threads, kv_budget="none")
+        self.llm.engine.warm_up()
 
     def prefill(self, n: int, salt: int, seq_id: int = 0) -> float:
         self.llm.memory.seq_rm(seq_id)

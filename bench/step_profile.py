@@ -80,6 +80,7 @@ def main() -> None:
     install(clock)
     read = PlainRead()
     with LLM(args.model, n_ctx=depths[-1] + 4 * args.steps, n_threads=args.threads, kv_budget="none") as llm:
+        llm.engine.warm_up()
         for depth in depths:
             llm.memory.clear()
             append(llm, tokens(depth))

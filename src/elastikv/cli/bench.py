@@ -112,6 +112,7 @@ def _timed_from(llm: LLM, depth: int, timed: Callable[[LLM, int], None], n_token
 
 def _warm_up(llm: LLM) -> None:
     """Compile, page in the weights, and touch the buffers."""
+    llm.engine.warm_up()
     append(llm, min(64, llm.n_ctx - 8))
     decode(llm, 4)
 
