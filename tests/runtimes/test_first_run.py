@@ -323,7 +323,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 import torch
 from elastikv import LLM, SamplingParams
 torch.set_num_threads(1)
-llm = LLM(sys.argv[1], kv_dtype="f32", n_ctx=100000)
+llm = LLM(sys.argv[1], kv_dtype="f32", n_ctx=100000, attention_precision=sys.argv[2])
 wait = "--wait" in sys.argv
 for delta in llm.stream([5] * 30, SamplingParams(max_tokens=90000, temperature=0, ignore_eos=True)):
     if type(llm.engine).__name__ == "FirstRun" and (not wait or llm.engine._may_compile):
@@ -335,14 +335,14 @@ llm.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["qwen3", "qwen3_5_moe"])
-def test_all_that_serves_later_was_compiled_beside(arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arch", "precision"), [("qwen3", "f32"), ("qwen3", "auto"), ("qwen3_5_moe", "auto")])
+def test_all_that_serves_later_was_compiled_beside(arch: str, precision: str, tmp_path: Path) -> None:
     folder = tiny_model(arch, tmp_path / "model", max_position_embeddings=100000)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
     (tmp_path / "cache").mkdir()
     said = []
     for flags in (["--wait"], []):
-        program = [sys.executable, "-c", WHOLE, str(folder), *flags]
+        program = [sys.executable, "-c", WHOLE, str(folder), precision, *flags]
         done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600, check=True)
         said.append([line for line in done.stdout.splitlines() if "CPU kernels" in line])
     (began, ended), nothing = said

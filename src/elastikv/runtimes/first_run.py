@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from elastikv.batch import Batch, UBatch
 from elastikv.errors import format_bytes
-from elastikv.kernels.base import Kernels
+from elastikv.kernels.base import AttentionPrecision, Kernels
 from elastikv.kernels.cpu import norms
 from elastikv.kernels.cpu.jit import NotCompiled, is_kept, only_compiled
 from elastikv.kernels.reference import ReferenceKernels
@@ -48,7 +48,7 @@ def can_compile_beside() -> bool:
 class FirstRun(TorchRuntime):
     """A ``Runtime``. Plain torch computes, with the same weights, until all that the CPU kernels need is compiled.
 
-    cells: types of K and V. start: begins to compile, see ``Compiler``.
+    cells: types of K and V. attention_precision: of the CPU kernels. start: begins to compile, see ``Compiler``.
     """
 
     model: Decoder
@@ -58,12 +58,14 @@ class FirstRun(TorchRuntime):
         model: Decoder,
         *arguments: Any,
         cells: tuple[CellType, CellType],
+        attention_precision: AttentionPrecision = "auto",
         start: Callable[[bytes], Compiler] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, *arguments, **options)
         self._compiled_model = model
         self._cells = cells
+        self._attention_precision = attention_precision
         self._start = start or Compiler
         self._compiler: Compiler | None = None
         self._may_compile = False
@@ -122,7 +124,7 @@ class FirstRun(TorchRuntime):
 
     def _begin(self) -> None:
         try:
-            self._compiler = self._start(rehearsal.dumps((self._in_small, self._cells)))
+            self._compiler = self._start(rehearsal.dumps((self._in_small, self._cells, self._attention_precision)))
         except OSError as error:
             _log.warning("no process can be started to compile CPU kernels beside (%s)", error)
             self._may_compile = True

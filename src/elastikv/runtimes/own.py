@@ -53,7 +53,8 @@ def _open_at_once(
     """Decode without waiting for the cpu kernels to be compiled."""
     from elastikv.runtimes.first_run import FirstRun
 
-    make = partial(FirstRun, cells=(options.memory.k_type, options.memory.v_type))
+    cells = options.memory.k_type, options.memory.v_type
+    make = partial(FirstRun, cells=cells, attention_precision=options.attention_precision)
     runtime = open_runtime(loaded.model, loaded.tokenizer, options, use_threads, make)
     runtime.look_ahead(kernels)
     return runtime

@@ -110,8 +110,8 @@ def main() -> None:
 
     set_threads(1)
     started = time.monotonic()
-    weights, cells = load(sys.stdin.buffer)
-    rehearse(weights, CpuKernels(), cells, ALL_PATHS)
+    weights, cells, attention_precision = load(sys.stdin.buffer)
+    rehearse(weights, CpuKernels(attention_precision), cells, ALL_PATHS)
     print(time.monotonic() - started)
 
 
