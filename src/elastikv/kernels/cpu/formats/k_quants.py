@@ -19,15 +19,13 @@ from typing_extensions import override
 from elastikv.kernels.cpu.formats.layout import compiled
 from elastikv.kernels.cpu.formats.weights import BlockLayout
 from elastikv.kernels.cpu.jit import inlined
-from elastikv.kernels.cpu.simd.int8_dot import Int8Dot, int8_dot
-from elastikv.kernels.cpu.simd.int8_panel import PanelCode, PanelFormat, unpacks
+from elastikv.kernels.cpu.simd.int8_panel import BlockCode, PanelFormat, unpack_by
+from elastikv.kernels.cpu.simd.int8_row import multiply_by
 from elastikv.kernels.cpu.simd.math import fma, splat
 from elastikv.kernels.cpu.simd.memory import load_byte, load_f32, load_half, load_signed_byte
 from elastikv.kernels.cpu.simd.vector import (
-    F32,
     I8,
     I32,
-    I64,
     LANES,
     F32x16,
     I32x16,
@@ -114,82 +112,14 @@ def _with_minimum(block: int, part: int, half: int, n_high: int) -> Vector:
     return fma(integers, splat(factor), splat(offset))
 
 
-# --- products with int8 values
-
-
-def _packed_scales(code: Int8Dot) -> tuple[ir.Value, ir.Value]:
-    """``d scale`` and ``dmin minimum / 4`` of the eight parts of a q4_k or q5_k block, float32.
-
-    Four 6-bit numbers at a time, in a 32-bit word: see ``_scale_and_minimum`` for where their bits are.
-    """
-    builder = code.builder
-    first, second, third = (code.load(code.blocks, 4 + 4 * word, I32) for word in range(3))
-
-    def bits(word: ir.Value, shift: int, mask: int) -> ir.Value:
-        return builder.and_(builder.lshr(word, I32(shift)), I32(mask))
-
-    def eight(low_parts: ir.Value, high_bits: ir.Value, factor: ir.Value) -> ir.Value:
-        upper = builder.shl(bits(low_parts, 6, 0x03030303), I32(4))
-        high_parts = builder.zext(builder.or_(high_bits, upper), I64)
-        both = builder.or_(builder.zext(bits(low_parts, 0, 0x3F3F3F3F), I64), builder.shl(high_parts, I64(32)))
-        numbers = builder.uitofp(builder.bitcast(both, ir.VectorType(I8, 8)), ir.VectorType(F32, 8))
-        return builder.fmul(numbers, code.spread(factor, 8))
-
-    quarter = builder.fmul(code.half_at(2), ir.Constant(F32, 0.25))
-    scales = eight(first, bits(third, 0, 0x0F0F0F0F), code.half_at(0))
-    return scales, eight(second, bits(third, 4, 0x0F0F0F0F), quarter)
-
-
-def _with_minima(code: Int8Dot, nibbles_at: int, fifth_bits: ir.Value | None) -> None:
-    """``d scale sum(q x) - dmin minimum sum(x)``; the starts are ``-sum(x)`` in two lots of four lanes each."""
-    scales, minima = _packed_scales(code)
-    for pair in range(4):
-        raw = code.bytes_at(nibbles_at + 32 * pair, 32)
-        weights = code.joined(code.masked(raw, 0, 15), code.masked(raw, 4, 15))
-        if fifth_bits is not None:
-            fifths = (code.masked(fifth_bits, 2 * pair + index, 1) for index in range(2))
-            weights = code.builder.or_(weights, code.raised(code.joined(*fifths), 4))
-        lanes = [2 * pair] * 8 + [2 * pair + 1] * 8
-        zero = ir.Constant(I32x16, None)
-        sums_of_x = code.builder.sitofp(code.starts(pair), F32x16)
-        too_much = code.builder.fmul(sums_of_x, code.shuffled(minima, minima, lanes))
-        code.add(code.fma(code.dot(weights, pair, zero), code.shuffled(scales, scales, lanes), too_much), pair)
-
-
-@int8_dot
-def _dot_q4_k(code: Int8Dot) -> None:
-    _with_minima(code, 16, None)
-
-
-@int8_dot
-def _dot_q5_k(code: Int8Dot) -> None:
-    _with_minima(code, 48, code.bytes_at(16, 32))
-
-
-@int8_dot
-def _dot_q6_k(code: Int8Dot) -> None:
-    """Weights are 32 too large; there is a scale for each sixteen, which fall into four lanes."""
-    builder = code.builder
-    integers = builder.sitofp(code.bytes_at(192, 16), F32x16)
-    scales = builder.fmul(integers, code.spread(code.half_at(208), 16))
-    for pair in range(4):
-        half, shift = pair // 2, pair % 2 * 4
-        upper = code.bytes_at(128 + 32 * half, 32)
-        above = code.joined(code.masked(upper, shift, 3), code.masked(upper, shift + 2, 3))
-        weights = builder.or_(code.masked(code.bytes_at(64 * half, 64), shift, 15), code.raised(above, 4))
-        lanes = [4 * pair + lane // 4 for lane in range(16)]
-        products = builder.fmul(code.dot(weights, pair, code.starts(pair)), code.shuffled(scales, scales, lanes))
-        code.add(products, pair)
-
-
-# --- panels
+# --- a block as integers
 
 _Q4_K_PANEL = PanelFormat(bias=0, highest=15, scales="minimum")
 _Q5_K_PANEL = PanelFormat(bias=0, highest=31, scales="minimum")
 _Q6_K_PANEL = PanelFormat(bias=32, highest=63, scales="halves")
 
 
-def _unpack_scales_and_minima(code: PanelCode) -> None:
+def _read_scales_and_minima(code: BlockCode) -> None:
     """See ``_scale_and_minimum``. The first 16 bytes are d, dmin and these: four words of each row."""
     halves, first, second, third = code.words(0)
     d, dmin = code.low_half(halves), code.builder.fneg(code.high_half(halves))
@@ -201,10 +131,10 @@ def _unpack_scales_and_minima(code: PanelCode) -> None:
             scale = code.builder.or_(code.bits(third, shift, 15), code.bits(first, shift + 2, 0x30))
             minimum = code.builder.or_(code.bits(third, shift + 4, 15), code.bits(second, shift + 2, 0x30))
         numbers = (code.builder.sitofp(number, F32x16) for number in (scale, minimum))
-        code.store_scales(part, *(code.builder.fmul(*pair) for pair in zip(numbers, (d, dmin), strict=True)))
+        code.put_scales(part, *(code.builder.fmul(*pair) for pair in zip(numbers, (d, dmin), strict=True)))
 
 
-def _unpack_nibbles(code: PanelCode, nibbles_at: int, fifths_at: int | None) -> None:
+def _read_nibbles(code: BlockCode, nibbles_at: int, fifths_at: int | None) -> None:
     """Two parts share 32 bytes; bit i of the bytes with the fifth bits belongs to part i."""
     fifths = [] if fifths_at is None else [*code.words(fifths_at), *code.words(fifths_at + 16)]
     for part in range(0, 8, 2):
@@ -215,23 +145,20 @@ def _unpack_nibbles(code: PanelCode, nibbles_at: int, fifths_at: int | None) -> 
                 if fifths:
                     fifth = code.bits(fifths[index], part + nibble - 4, 0x10101010)
                     values = code.builder.or_(values, fifth)
-                code.store_values(part + nibble, index, values)
+                code.put_values(part + nibble, index, values)
 
 
-@unpacks(_Q4_K_PANEL)
-def _unpack_q4_k(code: PanelCode) -> None:
-    _unpack_scales_and_minima(code)
-    _unpack_nibbles(code, 16, None)
+def _read_q4_k(code: BlockCode) -> None:
+    _read_scales_and_minima(code)
+    _read_nibbles(code, 16, None)
 
 
-@unpacks(_Q5_K_PANEL)
-def _unpack_q5_k(code: PanelCode) -> None:
-    _unpack_scales_and_minima(code)
-    _unpack_nibbles(code, 48, 16)
+def _read_q5_k(code: BlockCode) -> None:
+    _read_scales_and_minima(code)
+    _read_nibbles(code, 48, 16)
 
 
-@unpacks(_Q6_K_PANEL)
-def _unpack_q6_k(code: PanelCode) -> None:
+def _read_q6_k(code: BlockCode) -> None:
     d, scales = code.halves_at(208), code.words(192)
     for part in range(8):
         pair = []
@@ -239,7 +166,7 @@ def _unpack_q6_k(code: PanelCode) -> None:
             at_the_top = code.bits(scales[index // 4], index % 4 * 8 - 24, 0xFF000000)
             number = code.builder.ashr(at_the_top, code.constant(24))
             pair.append(code.builder.fmul(code.builder.sitofp(number, F32x16), d))
-        code.store_scales(part, *pair)
+        code.put_scales(part, *pair)
     for half in range(2):
         low = [word for start in range(0, 64, 16) for word in code.words(64 * half + start)]
         high = [word for start in range(0, 32, 16) for word in code.words(128 + 32 * half + start)]
@@ -247,7 +174,12 @@ def _unpack_q6_k(code: PanelCode) -> None:
             for index in range(8):
                 below = code.bits(low[part % 2 * 8 + index], part // 2 * 4, 0x0F0F0F0F)
                 above = code.bits(high[index], 2 * part - 4, 0x30303030)
-                code.store_values(4 * half + part, index, code.builder.or_(below, above))
+                code.put_values(4 * half + part, index, code.builder.or_(below, above))
+
+
+_unpack_q4_k, _multiply_q4_k = unpack_by(_Q4_K_PANEL, _read_q4_k), multiply_by(_Q4_K_PANEL, _read_q4_k)
+_unpack_q5_k, _multiply_q5_k = unpack_by(_Q5_K_PANEL, _read_q5_k), multiply_by(_Q5_K_PANEL, _read_q5_k)
+_unpack_q6_k, _multiply_q6_k = unpack_by(_Q6_K_PANEL, _read_q6_k), multiply_by(_Q6_K_PANEL, _read_q6_k)
 
 
 # --- the layouts
@@ -259,15 +191,14 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
     label = "q4_k blocks"
     block_bytes = 144
     panel = _Q4_K_PANEL
-    int8_group = (4, 1, 8)
 
     @override
     def half_part(self, block: int, part: int, half: int) -> Vector:
         return _with_minimum(block, part, half, 0)
 
     @override
-    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
-        return _dot_q4_k(blocks, x, start, x_scales, sums)
+    def multiply_block(self, rows: int, offset: int, x: int, ahead: int, sums: Vector) -> Vector:
+        return _multiply_q4_k(rows, offset, x, ahead, sums)
 
     @override
     def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
@@ -280,15 +211,14 @@ class Q5_KLayout(KQuantLayout):  # noqa: N801
     label = "q5_k blocks"
     block_bytes = 176
     panel = _Q5_K_PANEL
-    int8_group = (4, 1, 8)
 
     @override
     def half_part(self, block: int, part: int, half: int) -> Vector:
         return _with_minimum(block, part, half, 1)
 
     @override
-    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
-        return _dot_q5_k(blocks, x, start, x_scales, sums)
+    def multiply_block(self, rows: int, offset: int, x: int, ahead: int, sums: Vector) -> Vector:
+        return _multiply_q5_k(rows, offset, x, ahead, sums)
 
     @override
     def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
@@ -301,7 +231,6 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
     label = "q6_k blocks"
     block_bytes = 210
     panel = _Q6_K_PANEL
-    int8_group = (4, 8, 8)
 
     @override
     def half_part(self, block: int, part: int, half: int) -> Vector:
@@ -312,8 +241,8 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
         return fma(integers, splat(factor), splat(np.float32(-32) * factor))
 
     @override
-    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
-        return _dot_q6_k(blocks, x, start, x_scales, sums)
+    def multiply_block(self, rows: int, offset: int, x: int, ahead: int, sums: Vector) -> Vector:
+        return _multiply_q6_k(rows, offset, x, ahead, sums)
 
     @override
     def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:

@@ -12,7 +12,6 @@ from elastikv.kernels.cpu.simd.vector import Vector
 
 compiled_constant("block_values")
 compiled_constant("block_bytes")
-compiled_constant("int8_group")
 compiled_constant("panel_numbers")
 
 
@@ -23,11 +22,7 @@ class BlockLayout(Layout):
     block_bytes: int
 
     panel: PanelFormat
-    """What ``unpack_block`` makes of the weights."""
-
-    int8_group: tuple[int, int, int] | None = None
-    """What ``dot_int8`` takes at a time, in pairs of 32 values; how much larger than themselves it takes weights to be,
-    divided by 4; how many neighbouring lanes the products of 32 values fall into. None: a single row is float32."""
+    """What products of integers take the weights to be."""
 
     @property
     def panel_numbers(self) -> tuple[int, int, int, int]:
@@ -64,9 +59,9 @@ class BlockLayout(Layout):
         """
 
     @compiled
-    def dot_int8(self, blocks: int, x: int, start: int, x_scales: int, sums: Vector) -> Vector:
-        """``sums`` plus a group of weights times as many int8 values, spread over sixteen float32.
+    @abstractmethod
+    def multiply_block(self, rows: int, offset: int, x: int, ahead: int, sums: Vector) -> Vector:
+        """``sums`` plus such a block of sixteen rows times as many values of one row of x.
 
-        x, start, x_scales: addresses of the group's first pair, as ``matmul/skinny_int8`` lays it out for this layout.
+        x: address of these, see ``simd/int8_row``.
         """
-        raise NotImplementedError

@@ -18,7 +18,7 @@ from numba.extending import overload
 
 from elastikv.kernels.cpu.formats.layout import layout_of
 from elastikv.kernels.cpu.jit import inlined, kernel, typed
-from elastikv.kernels.cpu.matmul import gemm_int8, skinny_bf16, skinny_f32, skinny_int8
+from elastikv.kernels.cpu.matmul import gemm_int8, skinny_bf16, skinny_f32
 
 Shape = tuple[int, int, int, int, int]
 
@@ -79,41 +79,30 @@ def _multiply_bf16(layout: Any, groups: np.ndarray, shape: Shape, n_threads: int
 
 
 @kernel
-def _multiply_one_int8(layout: Any, groups: np.ndarray, shape: Shape, n_threads: int) -> None:
-    """One row each, quantised to 8 bits; n_in is a multiple of 64."""
-    _, n_out, n_in, _, _ = shape
-    first, total = _first_rows(groups)
-    quantised = skinny_int8.empty_rows(total, n_in)
-    for index in range(len(groups)):
-        skinny_int8.quantise_row(layout, groups[index, 1], quantised, first[index])
-    for share in prange(n_threads):
-        begin, end = n_out * share // n_threads, n_out * (share + 1) // n_threads
-        for index in range(len(groups)):
-            matrix, activations = _operands(groups, index, shape)
-            addresses = skinny_int8.addresses_of(quantised, first[index])
-            skinny_int8.multiply_one(layout, matrix, activations[3], addresses, begin, end)
-
-
-@kernel
 def _multiply_int8(layout: Any, groups: np.ndarray, shape: Shape, n_threads: int) -> None:
     """Any number of rows each, quantised to 8 bits; n_in is a multiple of 32."""
     _, n_out, n_in, x_stride, _ = shape
-    first = np.zeros(len(groups) + 1, dtype=np.int64)
+    place = np.empty(len(groups), dtype=np.int64)
+    total = 0
     for index in range(len(groups)):
-        first[index + 1] = first[index] + gemm_int8.quantised_bytes(layout, groups[index, 2], n_in)
-    quantised = np.empty(first[-1], dtype=np.uint8)
+        shared = index > 0 and groups[index, 1] == groups[index - 1, 1] and groups[index, 2] == groups[index - 1, 2]
+        place[index] = place[index - 1] if shared else total
+        if not shared:
+            total += gemm_int8.quantised_bytes(layout, groups[index, 2], n_in)
+    quantised = np.empty(total, dtype=np.uint8)
     for index in range(len(groups)):
-        x, n = groups[index, 1], groups[index, 2]
-        for row in range(gemm_int8.padded_rows(n)):
-            gemm_int8.quantise_row(layout, (x, x_stride, n, n_in), row, quantised.ctypes.data + first[index])
+        if index == 0 or place[index] != place[index - 1]:
+            x, n = groups[index, 1], groups[index, 2]
+            for row in range(gemm_int8.padded_rows(n)):
+                gemm_int8.quantise_row(layout, (x, x_stride, n, n_in), row, quantised.ctypes.data + place[index])
     for share in prange(n_threads):
         begin, end = n_out * share // n_threads, n_out * (share + 1) // n_threads
         for index in range(len(groups)):
             matrix, activations = _operands(groups, index, shape)
-            gemm_int8.multiply_panels(layout, matrix, activations, quantised.ctypes.data + first[index], begin, end)
+            gemm_int8.multiply_rows(layout, matrix, activations, quantised.ctypes.data + place[index], begin, end)
 
 
-_ONE = {"f32": _multiply_f32, "int8": _multiply_one_int8}
+_ONE = {"f32": _multiply_f32, "int8": _multiply_int8}
 _SEVERAL = {"f32": _multiply_f32, "bf16": _multiply_bf16, "int8": _multiply_int8}
 """Kernels by the type that x is converted to, see ``skinny.XType``."""
 

@@ -48,8 +48,7 @@ class LinearKernel:
     ============== ======================== ========================= ==============================
     f32, f16       float32                  float32                   float32, f16 in float32 tiles
     bf16           float32                  bf16 (error 0.2 %)        bf16 (0.3 %)
-    q8_0           float32                  8-bit x (0.5 %)           8-bit x (0.5 %)
-    q4_0, k-quants 8-bit x (0.5 %)          8-bit x (0.5 %)           8-bit x (0.5 %)
+    packed         8-bit x (0.5 %)          8-bit x (0.5 %)           8-bit x (0.5 %)
     ============== ======================== ========================= ==============================
 
     Errors are the relative rms error of the output, beside what the weights lost when they were packed (q8_0 0.5 %,
@@ -80,7 +79,7 @@ class LinearKernel:
         """How rows are multiplied with this weight, up to its ``max_rows``."""
         (_, n_in), layout = weight.shape, _layout(weight)
         if isinstance(layout, BlockLayout) and self._int8:
-            return product_of(layout, "int8" if layout.int8_group and n_in % 64 == 0 else "f32", "int8")
+            return product_of(layout, "int8", "int8")
         return product_of(layout, "f32", "bf16" if self._in_bf16(weight) and n_in % 32 == 0 else "f32")
 
     def _in_bf16(self, weight: Weight) -> bool:

@@ -15,13 +15,13 @@ from numba.extending import overload
 
 from elastikv.kernels.cpu.formats.layout import Layout, layout_of, tag_type
 from elastikv.kernels.cpu.jit import fused, typed
-from elastikv.kernels.cpu.matmul import gemm_int8, skinny_bf16, skinny_f32, skinny_int8
+from elastikv.kernels.cpu.matmul import gemm_int8, skinny_bf16, skinny_f32
 from elastikv.kernels.cpu.matmul.arguments import Activations, Matrix
 
 XType = Literal["f32", "bf16", "int8"]
 """The type that x is converted to before it is multiplied."""
 
-_ONE: dict[XType, Any] = {"f32": skinny_f32.multiply, "int8": skinny_int8.multiply}
+_ONE: dict[XType, Any] = {"f32": skinny_f32.multiply, "int8": gemm_int8.multiply}
 _SEVERAL: dict[XType, Any] = {"f32": skinny_f32.multiply, "bf16": skinny_bf16.multiply, "int8": gemm_int8.multiply}
 
 _MAX_ROWS: dict[XType, int] = {"f32": 8, "bf16": 16, "int8": sys.maxsize}
@@ -49,7 +49,7 @@ class Product:
 
 @functools.cache
 def product_of(weight: Layout, one: XType, several: XType) -> Product:
-    """The one tag for these. bf16 and int8 need ``n_in % 32 == 0``, int8 with a single row ``n_in % 64 == 0``."""
+    """The one tag for these. bf16 and int8 need ``n_in % 32 == 0``."""
     return Product(weight, one, several)
 
 

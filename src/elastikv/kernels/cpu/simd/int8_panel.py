@@ -11,12 +11,14 @@ and blocks follow each other, each with all its groups.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llvmlite import ir
 from numba import types
+from typing_extensions import override
 
 from elastikv.kernels.cpu.simd.features import has
 from elastikv.kernels.cpu.simd.memory import TO_L2, prefetch_line
@@ -71,19 +73,31 @@ class PanelFormat:
         return BLOCK + (12 if self.scales == "halves" else 8)
 
 
-class PanelCode:
-    """Writes the code that unpacks one block of the packed type, of sixteen rows.
+class BlockCode(ABC):
+    """Writes the code that reads one block of the packed type, of sixteen rows.
 
-    rows: address of the sixteen rows' addresses, int64; offset: of the block in each, in bytes; out: in the panel;
-    ahead: address of as many bytes that will be unpacked later. They are fetched to the second cache little by little,
-    while these are computed with.
+    rows: address of the sixteen rows' addresses, int64; offset: of the block in each, in bytes; ahead: address of as
+    many bytes that will be read later. They are fetched to the second cache little by little, while these are computed
+    with.
     """
 
-    def __init__(self, builder: ir.IRBuilder, panel: PanelFormat, values: Sequence[ir.Value]) -> None:
+    def __init__(
+        self, builder: ir.IRBuilder, panel: PanelFormat, rows: ir.Value, offset: ir.Value, ahead: ir.Value
+    ) -> None:
         self.builder = builder
         self._panel = panel
-        rows, offset, self._out, self._ahead = values
+        self._ahead = ahead
         self._rows = [builder.add(self._load(rows, 8 * row, I64), offset) for row in range(LANES)]
+
+    # What becomes of it: of each block of 32 values, in their order, first the scales, then eight times four values.
+
+    @abstractmethod
+    def put_scales(self, block: int, scales: ir.Value, second: ir.Value | None = None) -> None:
+        """A block's scales, and its second numbers."""
+
+    @abstractmethod
+    def put_values(self, block: int, word: int, values: ir.Value) -> None:
+        """Four values of each row, from ``4 * word`` on in a block."""
 
     def _load(self, address: ir.Value, offset: int, typ: ir.Type) -> ir.Value:
         place = self.builder.add(address, ir.Constant(address.type, offset))
@@ -150,31 +164,34 @@ class PanelCode:
         """The upper 16 bits."""
         return self.low_half(self.bits(word, 16, 0xFFFF))
 
-    # To the panel
 
-    def store_values(self, block: int, word: int, values: ir.Value) -> None:
-        """Four values of each row, from ``4 * word`` on in a block."""
-        self._store(block, 64 * word, values)
+class _PanelCode(BlockCode):
+    """Writes a block to a panel, at an address."""
 
-    def store_scales(self, block: int, scales: ir.Value, second: ir.Value | None = None) -> None:
-        """A block's scales, and its second numbers."""
+    def __init__(self, builder: ir.IRBuilder, panel: PanelFormat, values: Sequence[ir.Value]) -> None:
+        rows, offset, self._out, ahead = values
+        super().__init__(builder, panel, rows, offset, ahead)
+
+    @override
+    def put_scales(self, block: int, scales: ir.Value, second: ir.Value | None = None) -> None:
         self._store(block, 16 * BLOCK, scales)
         if second is not None:
             self._store(block, 16 * BLOCK + 64, second)
+
+    @override
+    def put_values(self, block: int, word: int, values: ir.Value) -> None:
+        self._store(block, 64 * word, values)
 
     def _store(self, block: int, offset: int, values: ir.Value) -> None:
         place = ir.Constant(I64, block * GROUPS * self._panel.block_bytes + offset)
         self.builder.store(values, pointer(self.builder, self.builder.add(self._out, place)), align=1)
 
 
-def unpacks(panel: PanelFormat) -> Callable[[Callable[[PanelCode], None]], Any]:
-    """Decorates what writes the code of a block: makes it ``unpack(rows, offset, out, ahead)``, which kernels call."""
+def unpack_by(panel: PanelFormat, read: Callable[[BlockCode], None]) -> Any:
+    """``unpack(rows, offset, out, ahead)``, which kernels call. read: writes the code that reads a block."""
 
-    def decorate(write: Callable[[PanelCode], None]) -> Any:
-        @operation(types.void, *[types.intp] * 4)
-        def unpack(builder: ir.IRBuilder, *values: ir.Value) -> None:
-            write(PanelCode(builder, panel, values))
+    @operation(types.void, *[types.intp] * 4)
+    def unpack(builder: ir.IRBuilder, *values: ir.Value) -> None:
+        read(_PanelCode(builder, panel, values))
 
-        return unpack
-
-    return decorate
+    return unpack
