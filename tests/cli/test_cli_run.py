@@ -42,6 +42,16 @@ def test_static_and_dynamic_memory_say_the_same(elastikv, model_path):
     assert dynamic.out == elastikv(*common, "--kv-storage", "copy", "--kv-initial", "16").out
 
 
+def test_bench_lists_kernels_without_a_model(elastikv):
+    result = elastikv("bench", "--list-kernels", "-m", "/no/such/model")
+    assert result.code == 0
+    assert re.search(r"^packed weights .*(8-bit integers|float32)", result.out, re.M)
+    assert re.search(r"^prefill attention +(16-bit integers|float32)", result.out, re.M)
+    exact = elastikv("bench", "--list-kernels", "--attention-precision", "f32")
+    assert re.search(r"^prefill attention +float32", exact.out, re.M)
+    assert elastikv("bench", "--list-kernels", "--kernels", "reference").out == "plain torch computes everything\n"
+
+
 def test_stats_compare_with_a_static_cache(elastikv, model_path):
     result = elastikv("run", "-m", model_path, "-p", "Once", "-c", "4096", "--stats", *QUICK)
     assert "capacity 256 of 4096" in result.err

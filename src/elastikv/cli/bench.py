@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench.add_argument("-n", "--n-gen", default="64", metavar="N,...", help="tokens to decode one by one")
     bench.add_argument("-d", "--depth", default="0", metavar="N,...", help="tokens that the cache holds before")
     bench.add_argument("-r", "--repetitions", type=int, default=3, metavar="N")
+    bench.add_argument(
+        "--list-kernels", action="store_true", help="print which instructions compute what on this processor, and end"
+    )
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.add_argument("--csv", action="store_true", help="print CSV")
     add_model_arguments(parser)
@@ -47,6 +50,8 @@ class Result:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a table, JSON or CSV. Returns the exit status."""
+    if args.list_kernels:
+        return _list_kernels(args)
     prompts, gens, depths = (_lengths(name, getattr(args, name)) for name in ("n_prompt", "n_gen", "depth"))
     if not any([*prompts, *gens]):
         raise InvalidRequest("there is nothing to measure: give -p or -n some tokens")
@@ -65,6 +70,20 @@ def run(args: argparse.Namespace) -> int:
             writer.writerows(asdict(result) for result in results)
         else:
             _print_table(llm, results)
+    return 0
+
+
+def _list_kernels(args: argparse.Namespace) -> int:
+    from elastikv.kernels import select_kernels
+
+    if select_kernels(args.kernels, args.device, args.attention_precision).name != "cpu":
+        print("plain torch computes everything")
+        return 0
+    from elastikv.kernels.cpu import report
+
+    print("processor:", " ".join(report.processor_features()))
+    for operation, instructions in report.instructions(args.attention_precision).items():
+        print(f"{operation:<42} {instructions}")
     return 0
 
 
