@@ -10,7 +10,7 @@ run: $(VENV)/.installed
 	$(BIN)/elastikv run -p "$(PROMPT)" -n 200 -c 32768 --repeat-penalty 1.1 --seed 4 --stats
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
