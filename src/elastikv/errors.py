@@ -9,6 +9,7 @@ ElastikvError
 │   └── PromptTooLong    the prompt does not fit into n_ctx
 └── ModelError           a model cannot be loaded
     ├── UnsupportedModel     a good file of an architecture that is not served
+    │   └── NotInstalled         one that a package would serve which is not installed
     └── CorruptFile          a file that is truncated or altered
         └── SnapshotError    a saved session that cannot be restored here
 """
@@ -120,6 +121,10 @@ class ModelError(ElastikvError):
 
 class UnsupportedModel(ModelError):
     """The file is sound, but nothing here runs its architecture."""
+
+
+class NotInstalled(UnsupportedModel):
+    """A package is missing that would run it; the message says how to install it."""
 
 
 class CorruptFile(ModelError):

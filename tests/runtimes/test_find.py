@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ from support.tiny_models import tiny_model, tiny_tokenizer
 from elastikv import LLM, SamplingParams
 from elastikv.cli import options
 from elastikv.errors import InvalidRequest, ModelError, UnsupportedModel
-from elastikv.memory.base import LayerMemory
+from elastikv.memory import MemoryCost, MemoryOptions
 from elastikv.runtimes import RUNTIMES, find
 from elastikv.runtimes.base import Runtime, RuntimeOptions
 from elastikv.runtimes.own import OwnSource
@@ -41,8 +40,8 @@ class HistorySource:
             raise UnsupportedModel(f"{path}: no history")
         self.config = HistoryConfig(path.name)
 
-    def memory_layers(self) -> Sequence[LayerMemory]:
-        return HistoryModel().memory_layers
+    def cost(self, options: MemoryOptions) -> MemoryCost:
+        return MemoryCost(HistoryModel().memory_layers, options)
 
     def load(self, options: RuntimeOptions) -> Runtime:
         return open_runtime(
@@ -97,7 +96,7 @@ def test_the_command_line_offers_every_runtime() -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     path = tiny_model("llama", tmp_path)
-    with pytest.raises(InvalidRequest, match="runtime must be one of auto, elastikv, transformers, got 'vllm'"):
+    with pytest.raises(InvalidRequest, match=r"one of auto, elastikv, transformers, llama\.cpp, got 'vllm'"):
         LLM(path, runtime="vllm")
     with pytest.raises(InvalidRequest, match=r"device \(--device\) must be cpu, got 'cuda'"):
         LLM(path, device="cuda")

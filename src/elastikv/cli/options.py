@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CELL_TYPES = ("f32", "f16", "bf16", "q8_0")
 DTYPES = ("auto", "f32", "bf16", "f16")
-RUNTIMES = ("auto", "elastikv", "transformers")
+RUNTIMES = ("auto", "elastikv", "transformers", "llama.cpp")
 QUANTS = ("none", "q8_0", "q4_0")
 
 
@@ -27,7 +27,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads; none: all cores")
     model.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
     model.add_argument("-ub", "--ubatch-size", type=int, default=512, metavar="N", help="tokens computed at once")
-    model.add_argument("--runtime", choices=RUNTIMES, default="auto", help="what runs it; auto: the first that can")
+    add_runtime_argument(model)
+    model.add_argument(
+        "-ngl", "--n-gpu-layers", "--gpu-layers", type=int, default=0, metavar="N", help="layers on a device; -1: all"
+    )
     model.add_argument("--device", default="cpu", metavar="NAME", help="where weights and memory are: cpu")
     model.add_argument("--dtype", choices=DTYPES, default="auto", help="weights in memory; auto: as in the file")
     model.add_argument("--quantize", choices=QUANTS, help="pack the weights; none given: as in the file")
@@ -44,6 +47,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="of attention over prompts; auto: 16-bit integers where these are faster",
     )
     add_kv_arguments(parser)
+
+
+def add_runtime_argument(group: argparse._ArgumentGroup) -> None:
+    """What runs the model."""
+    group.add_argument("--runtime", choices=RUNTIMES, default="auto", help="auto: the first that can")
 
 
 def add_kv_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +112,7 @@ def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:
         "quantize": args.quantize,
         "kernels": args.kernels,
         "attention_precision": args.attention_precision,
+        "n_gpu_layers": args.n_gpu_layers,
         "kv_dtype": (args.cache_type_k, args.cache_type_v),
         "kv_dynamic": args.kv_dynamic,
         "kv_initial": args.kv_initial,

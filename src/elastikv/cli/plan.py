@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from elastikv.cli.options import add_kv_arguments
+from elastikv.cli.options import add_kv_arguments, add_runtime_argument
 from elastikv.errors import InvalidRequest, format_bytes
 
 DEFAULT_AT = (100, 1_000, 6_000, 32_000, 80_000)
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     plan = parser.add_argument_group("plan")
     plan.add_argument("-m", "--model", metavar="PATH", help="folder, GGUF file or config.json; none: the demo model")
+    add_runtime_argument(plan)
     plan.add_argument("--at", metavar="N,...", help="tokens to tell the cost of")
     plan.add_argument("-np", "--parallel", type=int, default=1, metavar="N", help="sequences that hold as many each")
     plan.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
@@ -63,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
 def make_plan(args: argparse.Namespace) -> Plan:
     """Raises InvalidRequest, UnsupportedModel, CorruptFile."""
     from elastikv import demo
-    from elastikv.memory import Budget, MemoryCost, MemoryOptions
+    from elastikv.memory import Budget, MemoryOptions
     from elastikv.runtimes import find
 
     path = Path(args.model) if args.model else demo.path()
-    source = find(path)
+    source = find(path, args.runtime)
     config = source.config
     n_ctx = config.n_ctx_train if args.ctx_size is None else args.ctx_size
     for flag, value in (("-c", n_ctx), ("--parallel", args.parallel), ("--kv-initial", args.kv_initial)):
@@ -82,7 +83,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         k_type=args.cache_type_k,
         v_type=args.cache_type_v,
     )
-    cost = MemoryCost(source.memory_layers(), options)
+    cost = source.cost(options)
     rows = []
     for tokens in _tokens_asked(args.at, n_ctx):
         cells = cost.n_cells(tokens, args.batch_size)

@@ -9,13 +9,13 @@ from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request
 from elastikv.engine.sessions import SessionStore
 from elastikv.errors import CacheFull, InvalidRequest, PromptTooLong
-from elastikv.memory import Budget, MemoryCost
+from elastikv.memory import Budget, Cost
 
 
 class Admission:
     """Compares what a request needs at least with what the model, n_ctx and the budget allow."""
 
-    def __init__(self, n_vocab: int, n_ctx: int, cost: MemoryCost, budget: Budget, sessions: SessionStore) -> None:
+    def __init__(self, n_vocab: int, n_ctx: int, cost: Cost, budget: Budget, sessions: SessionStore) -> None:
         self._n_vocab = n_vocab
         self._n_ctx = n_ctx
         self._cost = cost

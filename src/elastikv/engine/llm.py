@@ -46,8 +46,10 @@ class LLM:
     kv_initial: cells of a new sequence. kv_budget: ``"4GiB"``, bytes, ``"auto"`` or ``"none"``, for cells and
     compute buffers together. kv_storage: ``"auto"``, ``"mmap"`` or ``"copy"``.
     kv_dtype: type of the cells, ``"f32"``, ``"f16"``, ``"bf16"`` or ``"q8_0"``, or a pair for K and V.
-    runtime: ``"elastikv"`` for architectures that have a file in ``models/``, ``"transformers"`` for others;
-    ``"auto"``: the first that can run the model. device: of weights and memory; only ``"cpu"`` is served.
+    runtime: ``"elastikv"`` for architectures that have a file in ``models/``, ``"transformers"`` for folders of others,
+    ``"llama.cpp"`` for any GGUF that it runs; ``"auto"``: the first of them that can, llama.cpp with n_gpu_layers.
+    device: of our own weights and memory; only ``"cpu"`` is served. n_gpu_layers: layers whose weights and cells
+    llama.cpp puts on its device (Metal, CUDA, Vulkan, ...), -1 for all.
     dtype, quantize: of the weights; see ``models.load_model``. Types are also known by torch's names
     (``"float32"``, ``torch.bfloat16``). n_batch: tokens of one decode call at most;
     n_ubatch: tokens computed at once. n_threads: None leaves torch's setting as it is.
@@ -82,6 +84,7 @@ class LLM:
         quantize: str | None = None,
         kernels: str = "auto",
         attention_precision: AttentionPrecision = "auto",
+        n_gpu_layers: int = 0,
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_threads: int | None = None,
@@ -118,6 +121,7 @@ class LLM:
             quantize=quantize,
             kernels=kernels,
             attention_precision=attention_precision,
+            n_gpu_layers=n_gpu_layers,
             n_threads=n_threads,
             progress=progress,
         )

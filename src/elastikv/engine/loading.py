@@ -41,6 +41,7 @@ def load(
     quantize: str | None,
     kernels: str,
     attention_precision: AttentionPrecision,
+    n_gpu_layers: int,
     n_threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Runtime:
@@ -54,7 +55,8 @@ def load(
         raise InvalidRequest(
             f"device (--device) must be {' or '.join(DEVICES)}, got {device!r}; no other is served yet"
         )
-    source = find(path, runtime)
+    n_gpu_layers = whole_number("n_gpu_layers (-ngl)", n_gpu_layers, -1, MOST, "-1 is all layers, 0 none")
+    source = find(path, runtime, n_gpu_layers)
     n_ctx = context_size(n_ctx, source.config.n_ctx_train)
     memory_options = MemoryOptions(n_ctx, on_resize=_record_in(events), **memory)
     if n_threads is not None:
@@ -69,6 +71,7 @@ def load(
             quantize=quantize,
             kernels=kernels,
             attention_precision=attention_precision,
+            n_gpu_layers=n_gpu_layers,
             n_threads=n_threads,
             progress=progress,
         )

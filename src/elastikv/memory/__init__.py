@@ -11,7 +11,7 @@ from elastikv.memory.base import (
     SequenceStats,
 )
 from elastikv.memory.budget import Budget
-from elastikv.memory.cost import MemoryCost
+from elastikv.memory.cost import Cost, MemoryCost
 from elastikv.memory.growth import Growth, parse_growth, parse_size
 from elastikv.memory.hybrid import HybridMemory
 from elastikv.memory.kv_cache import KVCache
@@ -23,6 +23,7 @@ __all__ = [
     "Budget",
     "CellType",
     "Cells",
+    "Cost",
     "Growth",
     "HybridMemory",
     "KVCache",

@@ -33,6 +33,7 @@ _DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int64: "I64",
     torch.int8: "I8",
+    torch.uint8: "U8",
 }
 
 Tensors = Mapping[str, torch.Tensor]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+from typing_extensions import override
 
 from elastikv.memory.base import KVLayer, LayerMemory, RecurrentLayer
 from elastikv.memory.formats import cell_format
@@ -20,7 +22,38 @@ from elastikv.memory.storage.blocks import committed_size
 from elastikv.memory.stream import most_rows_kept, rows_behind
 
 
-class MemoryCost:
+class Cost(Protocol):
+    """What a sequence commits, by its length. bytes_per_cell: of a token in all attention layers.
+
+    state_bytes: of a sequence's recurrent states, whatever its length. growth: the policy, as text.
+    """
+
+    bytes_per_cell: int
+    state_bytes: int
+    growth: str
+
+    def n_bytes(self, n_tokens: int, n_cells: int | None = None) -> int:
+        """Committed by a sequence of ``n_tokens`` in a stream of ``n_cells`` (None: as many)."""
+        ...
+
+    def least_bytes(self, n_tokens: int) -> int:
+        """What memory commits at least to a sequence of ``n_tokens``: all of n_ctx where it is not dynamic."""
+        ...
+
+    def static_bytes(self) -> int:
+        """What a sequence costs where all of n_ctx is committed at once, in every layer."""
+        ...
+
+    def n_cells(self, n_tokens: int, n_batch: int) -> int:
+        """The capacity of a stream once ``n_tokens`` were appended to it, ``n_batch`` at a time."""
+        ...
+
+    def most_tokens(self, n_bytes: int) -> int:
+        """How many tokens a sequence may have so that it has never committed more than ``n_bytes``."""
+        ...
+
+
+class MemoryCost(Cost):
     """What sequences commit, computed from a model's layers and the memory options.
 
     bytes_per_cell: a token in all attention layers. state_bytes: the recurrent states of a sequence, whatever its
@@ -39,22 +72,22 @@ class MemoryCost:
         self.state_bytes = committed_size(state_bytes(recurrent), self._device)
         self.growth = options.growth or storage_type(options.storage, self._device).default_growth
 
+    @override
     def n_bytes(self, n_tokens: int, n_cells: int | None = None) -> int:
-        """Committed by a sequence of ``n_tokens`` in a stream of ``n_cells`` (None: as many)."""
         n_cells = n_tokens if n_cells is None else n_cells
         is_dynamic = self._options.dynamic
         return self._sum([(n_cells, rows_behind(window, n_tokens) * is_dynamic) for window in self._windows])
 
+    @override
     def least_bytes(self, n_tokens: int) -> int:
-        """What memory commits at least to a sequence of ``n_tokens``: all of n_ctx where it is not dynamic."""
         return self.n_bytes(n_tokens) if self._options.dynamic else self.static_bytes()
 
+    @override
     def static_bytes(self) -> int:
-        """What a sequence costs where all of n_ctx is committed at once, in every layer."""
         return self._sum([(self._options.n_ctx, 0)] * len(self._windows))
 
+    @override
     def n_cells(self, n_tokens: int, n_batch: int) -> int:
-        """The capacity of a stream once ``n_tokens`` were appended to it, ``n_batch`` at a time."""
         if not self._options.dynamic:
             return self._options.n_ctx
         return parse_growth(self.growth).capacity_after_fill(
@@ -66,8 +99,8 @@ class MemoryCost:
             n_batch=n_batch,
         )
 
+    @override
     def most_tokens(self, n_bytes: int) -> int:
-        """How many tokens a sequence may have so that it has never committed more than ``n_bytes``."""
         if not self._options.dynamic:
             return self._options.n_ctx if self.static_bytes() <= n_bytes else 0
         return max(bisect.bisect_right(range(self._options.n_ctx + 1), n_bytes, key=self._most_bytes) - 1, 0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastikv.errors import InvalidRequest, UnsupportedModel
+from elastikv.errors import InvalidRequest, NotInstalled, UnsupportedModel
 
 if TYPE_CHECKING:
     from elastikv.runtimes.base import Source
@@ -15,24 +16,40 @@ if TYPE_CHECKING:
 RUNTIMES = {
     "elastikv": ("elastikv.runtimes.own", "OwnSource"),
     "transformers": ("elastikv.runtimes.transformers", "TransformersSource"),
+    "llama.cpp": ("elastikv.runtimes.llama_cpp.runtime", "LlamaCppSource"),
 }
 
+WITH_DEVICES = "llama.cpp"
+"""The runtime that takes ``n_gpu_layers``."""
 
-def find(path: str | Path, runtime: str = "auto") -> Source:
+_log = logging.getLogger(__name__)
+
+
+def find(path: str | Path, runtime: str = "auto", n_gpu_layers: int = 0) -> Source:
     """The model at ``path`` (a folder, a GGUF file, or a ``config.json`` if only facts are wanted), with its runtime.
 
+    n_gpu_layers: how many layers a device is asked for; "auto" is llama.cpp then.
     Raises InvalidRequest for an unknown runtime, UnsupportedModel as the first says it, ModelError, CorruptFile.
     """
     if runtime not in ("auto", *RUNTIMES):
         raise InvalidRequest(f"runtime must be one of auto, {', '.join(RUNTIMES)}, got {runtime!r}")
+    if n_gpu_layers and runtime not in ("auto", WITH_DEVICES):
+        raise InvalidRequest(f"n_gpu_layers (-ngl) is for the runtime {WITH_DEVICES}; {runtime} computes on the CPU")
+    names = (runtime,) if runtime != "auto" else (WITH_DEVICES,) if n_gpu_layers else tuple(RUNTIMES)
     refusals = []
-    for name in RUNTIMES if runtime == "auto" else (runtime,):
+    for name in names:
         module, source = RUNTIMES[name]
         try:
             found: Source = getattr(importlib.import_module(module), source)(Path(path))
-            return found
         except UnsupportedModel as refusal:
             refusals.append(refusal)
+            continue
+        if name == WITH_DEVICES and runtime == "auto":
+            why = "a device is asked for" if n_gpu_layers else str(refusals[0])
+            _log.info("%s runs through %s: %s", path, name, why)
+        return found
+    if isinstance(refusals[-1], NotInstalled) and len(refusals) > 1:
+        raise UnsupportedModel(f"{refusals[0]}; {refusals[-1]}")
     raise refusals[0]
 
 

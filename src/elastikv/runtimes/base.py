@@ -5,7 +5,7 @@ A runtime is a module with a class that follows ``Source`` and has a line in ``r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,8 +14,8 @@ import torch
 
 from elastikv.batch import Batch
 from elastikv.kernels.base import AttentionPrecision
-from elastikv.memory import Budget, MemoryCost, MemoryOptions
-from elastikv.memory.base import LayerMemory, Memory
+from elastikv.memory import Budget, Cost, MemoryOptions
+from elastikv.memory.base import Memory
 from elastikv.models.base import ModelInfo
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -24,8 +24,8 @@ from elastikv.weights.tokenizer import Tokenizer
 class RuntimeOptions:
     """What a runtime is asked for. ``rotate`` and ``device`` of ``memory`` are the runtime's to set.
 
-    n_ubatch: tokens computed at once. device, dtype, quantize, kernels, attention_precision: see ``LLM``. n_threads:
-    None leaves torch's setting.
+    n_ubatch: tokens computed at once. device, dtype, quantize, kernels, attention_precision, n_gpu_layers: see
+    ``LLM``. n_threads: None leaves torch's setting.
     progress: called while loading with bytes read and bytes in all.
     """
 
@@ -37,6 +37,7 @@ class RuntimeOptions:
     quantize: str | None = None
     kernels: str = "auto"
     attention_precision: AttentionPrecision = "auto"
+    n_gpu_layers: int = 0
     n_threads: int | None = None
     progress: Callable[[int, int], None] | None = None
 
@@ -66,7 +67,7 @@ class Runtime(Protocol):
         ...
 
     @property
-    def cost(self) -> MemoryCost:
+    def cost(self) -> Cost:
         """What a sequence commits, by its length."""
         ...
 
@@ -130,8 +131,8 @@ class Source(Protocol):
         """Raises UnsupportedModel where the runtime cannot run it; ModelError, CorruptFile where nobody could."""
         ...
 
-    def memory_layers(self) -> Sequence[LayerMemory]:
-        """What each layer asks of memory, in layer order. Raises UnsupportedModel."""
+    def cost(self, options: MemoryOptions) -> Cost:
+        """What sequences would commit, from the configuration alone. Raises UnsupportedModel, InvalidRequest."""
         ...
 
     def load(self, options: RuntimeOptions) -> Runtime:

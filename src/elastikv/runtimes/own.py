@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from elastikv.kernels import Kernels, select_kernels
+from elastikv.memory import MemoryCost, MemoryOptions
 from elastikv.memory.base import LayerMemory
 from elastikv.models import LoadedModel, load_model, memory_layers, read_config
 from elastikv.runtimes.base import RuntimeOptions
@@ -25,6 +26,10 @@ class OwnSource:
     def memory_layers(self) -> Sequence[LayerMemory]:
         """What each layer asks of memory, in layer order."""
         return memory_layers(self.config)
+
+    def cost(self, options: MemoryOptions) -> MemoryCost:
+        """What sequences commit."""
+        return MemoryCost(self.memory_layers(), options)
 
     def load(self, options: RuntimeOptions) -> TorchRuntime:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from elastikv.batch import Span, UBatch
 from elastikv.errors import CorruptFile, InvalidRequest, ModelError, UnsupportedModel
 from elastikv.kernels.base import Buffers
+from elastikv.memory import MemoryCost, MemoryOptions
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.models.base import ModelInfo
 from elastikv.models.checkpoint import existing
@@ -136,6 +137,10 @@ class TransformersSource:
     def memory_layers(self) -> Sequence[LayerMemory]:
         """What each layer asks of memory: shapes alone are computed. Raises UnsupportedModel."""
         return _memory_layers(self.config)
+
+    def cost(self, options: MemoryOptions) -> MemoryCost:
+        """What sequences commit."""
+        return MemoryCost(self.memory_layers(), options)
 
     def load(self, options: RuntimeOptions) -> TorchRuntime:
         """Read the weights and open the memory. Raises ModelError, InvalidRequest, CacheFull."""

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import tokenizers
+from typing import Any, Protocol
 
 from elastikv.errors import InvalidRequest
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 4
+
+
+class Backend(Protocol):
+    """What is needed of Hugging Face's ``tokenizers.Tokenizer``; another tokenizer may look the same."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Any:
+        """Something whose ``ids`` are the tokens of a text."""
+        ...
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of tokens."""
+        ...
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of exactly this token, None if there is none."""
+        ...
+
+    def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
+        """Tokens that it knows."""
+        ...
 
 
 class Tokenizer:
@@ -23,7 +41,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer | None,
+        backend: Backend | None,
         *,
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
@@ -44,7 +62,7 @@ class Tokenizer:
         """Whether ``render_chat`` can be used."""
         return self.chat_template is not None
 
-    def require_backend(self) -> tokenizers.Tokenizer:
+    def require_backend(self) -> Backend:
         """The backend. Raises InvalidRequest if the model came without one."""
         if self.backend is None:
             raise InvalidRequest("this model came without a tokenizer: give token ids, and no stop strings")
@@ -55,7 +73,8 @@ class Tokenizer:
 
         add_special: with the tokens that the model wants around a text, such as beginning-of-text.
         """
-        return self.require_backend().encode(text, add_special_tokens=add_special).ids
+        ids: list[int] = self.require_backend().encode(text, add_special_tokens=add_special).ids
+        return ids
 
     def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of tokens. Raises InvalidRequest without a backend. skip_special: leave special tokens out."""
