@@ -24,6 +24,9 @@ _FLASH_ATTENTION_ON = 1
 _PARTIAL = 1
 """LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: what cannot be taken back token by token (recurrent states, window caches)."""
 
+_ROTATED = ("f32", "f16")
+"""Types of K that it rotates to other positions; with others that would end the process."""
+
 MOST_SEQUENCES = 256
 """LLAMA_MAX_SEQ: sequences that one context can tell apart."""
 
@@ -73,6 +76,7 @@ class Context:
         params.n_ctx, params.n_seq_max = size.n_cells, size.n_sequences
         params.n_batch = params.n_ubatch = min(n_ubatch, size.n_cells)
         params.type_k, params.type_v = CELL_TYPES[k_type], CELL_TYPES[v_type]
+        self._k_type = k_type
         params.flash_attn_type = _FLASH_ATTENTION_ON
         params.kv_unified = params.no_perf = True
         params.swa_full = False
@@ -122,11 +126,16 @@ class Context:
     @property
     def can_shift(self) -> bool:
         """Whether K can be rotated to other positions."""
-        return bool(self._library.llama_memory_can_shift(self._memory))
+        return self._k_type in _ROTATED and bool(self._library.llama_memory_can_shift(self._memory))
 
-    def shift(self, sequence: int, p0: int, delta: int) -> None:
-        """Move positions from ``p0`` on; cells must be of this sequence alone. K is rotated by the next decode."""
-        self._library.llama_memory_seq_add(self._memory, sequence, p0, -1, delta)
+    def close_gap(self, sequence: int, p0: int, p1: int, stop: int) -> None:
+        """Remove ``[p0, p1)`` and move ``[p1, stop)`` down: all that follow, in cells of this sequence alone."""
+        self.remove(sequence, p0, p1)
+        self._library.llama_memory_seq_add(self._memory, sequence, p1, -1, p0 - p1)
+        # K is rotated by the next decode, and a state that is saved before would say that it was. So that one is now.
+        end = stop - (p1 - p0)
+        self.decode([(0, end, sequence, False)])
+        self.remove(sequence, end)
 
     def first_position(self, sequence: int) -> int:
         """The smallest position whose cells are all there, -1 if there is none."""

@@ -404,8 +404,7 @@ class LlamaCppMemory(Memory):
         others = [other.cells for other in self._sequences.values() if other is not sequence]
         if not self._cuts_anywhere or not context.can_shift or any(np.isin(moving, cells).any() for cells in others):
             return False
-        context.remove(sequence.number, start, stop)
-        context.shift(sequence.number, stop, start - stop)
+        context.close_gap(sequence.number, start, stop, sequence.n_tokens)
         sequence.cells = np.concatenate([sequence.cells[:start], moving])
         return True
 
