@@ -72,7 +72,8 @@ class ServeProcess:
 
 def start(*args: str) -> ServeProcess:
     """Start ``elastikv serve`` on a free port; it may still be loading."""
-    command = [sys.executable, "-m", "elastikv", "serve", "--port", "0", "-t", "1", "--kernels", "reference", *args]
+    kernels = () if "--runtime" in args else ("--kernels", "reference")
+    command = [sys.executable, "-m", "elastikv", "serve", "--port", "0", "-t", "1", *kernels, *args]
     return ServeProcess(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
 
 

@@ -346,8 +346,9 @@ class LlamaCppMemory(Memory):
         Refused, as what is used has no place while it is copied, it is not done.
         """
         now, before = self._contexts.size, self._contexts.n_bytes.kv
-        n_cells = round_up(max(self._n_used(), min(self._options.initial, self.n_ctx)), CELLS)
-        if not self._options.dynamic or n_cells * factor >= now.n_cells:
+        n_used = self._n_used()
+        n_cells = round_up(max(n_used, min(self._options.initial, self.n_ctx)), CELLS)
+        if not self._options.dynamic or n_cells * (factor if n_used else 1) >= now.n_cells:
             return 0
         n_most = max((sequence.number + 1 for sequence in self._sequences.values()), default=1)
         with suppress(CacheFull):
