@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PROMPT ?= def 
 
-.PHONY: run test test-slow lint bench clean
+.PHONY: run test test-slow lint bench clean llama-cpp
 
 run: $(VENV)/.installed
 	$(BIN)/elastikv run -p "$(PROMPT)" -n 200 -c 32768 --repeat-penalty 1.1 --seed 4 --stats
@@ -26,6 +26,12 @@ bench: $(VENV)/.installed-dev
 
 clean:
 	rm -rf $(VENV)
+
+# For the tests of the runtime llama.cpp. It is compiled, here without tools and with few optimisations: in 4 minutes, not 10.
+llama-cpp: $(VENV)/.installed-dev
+	SKBUILD_BUILD_TARGETS="llama;llama-common" \
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DCMAKE_C_FLAGS_RELEASE=-O1 -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[llama-cpp]"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

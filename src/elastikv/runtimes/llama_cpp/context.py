@@ -67,7 +67,7 @@ class Context:
     """A context of a model: cells that all of its sequences share. Sequences are numbered from 0."""
 
     def __init__(
-        self, model: Model, size: ContextSize, n_ubatch: int, k_type: str, v_type: str, n_threads: int | None
+        self, model: Model, size: ContextSize, n_ubatch: int, k_type: str, v_type: str, n_threads: int
     ) -> None:
         """Raises MemoryError if llama.cpp makes none."""
         self._handle: Any = None
@@ -80,8 +80,7 @@ class Context:
         params.flash_attn_type = _FLASH_ATTENTION_ON
         params.kv_unified = params.no_perf = True
         params.swa_full = False
-        if n_threads is not None:
-            params.n_threads = params.n_threads_batch = n_threads
+        params.n_threads = params.n_threads_batch = n_threads
         LOG.clear()
         self._handle = library.llama_init_from_model(model.handle, params)
         if not self._handle:

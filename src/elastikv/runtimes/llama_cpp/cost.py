@@ -43,7 +43,7 @@ class Simulation:
 
     def _context_bytes(self, size: ContextSize) -> ContextBytes:
         options = self._options
-        context = Context(self._model, size, self._n_ubatch, options.k_type, options.v_type, None)
+        context = Context(self._model, size, self._n_ubatch, options.k_type, options.v_type, 1)
         context.close()
         return context.n_bytes
 

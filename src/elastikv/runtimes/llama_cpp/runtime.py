@@ -115,7 +115,7 @@ class LlamaCppRuntime:
         self.model = LlamaCppModel(info)
         self.tokenizer = tokenizer
         self.n_ubatch = options.n_ubatch
-        self._n_threads = options.n_threads
+        self._n_threads = options.n_threads or torch.get_num_threads()
         if options.n_gpu_layers:
             for pool, machine in device_pools().items():
                 options.budget.add_pool(pool, machine)
