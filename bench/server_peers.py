@@ -5,7 +5,8 @@
 One server at a time. Each client asks again as soon as its stream has ended, with a new random prompt, so nothing is
 cached. Printed per number of clients: requests a second, generated tokens a second, time to first token, and resident
 memory: idle after loading, highest under load, and --settle seconds after the last request. llama-server comes from
-the `xllamacpp` package; both get the same -c, --parallel, threads and batch sizes, and f16 cells.
+the `xllamacpp` package, or is the program that --llama-server names; "over llama.cpp" is elastikv's server with
+`--runtime llama.cpp`. All get the same -c, --parallel, threads and batch sizes, and f16 cells.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.shapes import add_shape_arguments, write_gguf, write_model
 from elastikv.errors import format_bytes
 from tools.servers import Server, elastikv_serve, serving
 
-SIDES = ("elastikv", "llama-server")
+SIDES = ("elastikv", "over llama.cpp", "llama-server")
 
 
 @dataclass
@@ -55,9 +56,14 @@ class Side:
 
 
 def command_of(name: str, model: Path, port: int, args: argparse.Namespace) -> list[str]:
+    if name == "llama-server" and args.llama_server:
+        same = {"-m": model, "--port": port, "-c": args.ctx, "-np": args.parallel, "-t": args.threads, "-fa": "on"}
+        return [str(part) for part in (args.llama_server, *(part for flag in same.items() for part in flag))]
     if name == "llama-server":
         return module_command("bench.server_peers", "--serve-llama", model, port, *sys.argv[1:])
     flags = {"-m": model, "-c": args.ctx, "--parallel": args.parallel, "-t": args.threads}
+    if name == "over llama.cpp":
+        flags["--runtime"] = "llama.cpp"
     return elastikv_serve(port, flags | {"--max-queue": 256, "--kv-idle-release": 2, "--kv-idle-drop": 20})
 
 
@@ -138,13 +144,13 @@ def measure(name: str, model: Path, args: argparse.Namespace) -> Side:
 
 def print_table(sides: list[Side]) -> None:
     titles = ("server", "clients", "req/s", "tok/s", "TTFT p50", "p99", "peak RSS", "failed")
-    widths = (12, 8, 8, 8, 10, 10, 10, 6)
+    widths = (14, 8, 8, 8, 10, 10, 10, 6)
     print("\n" + " ".join(title.rjust(width) for title, width in zip(titles, widths, strict=True)))
     for side in sides:
         for load in side.loads:
             rate = len(load.first_token) / load.seconds
             print(
-                f"{side.name:>12} {load.n_clients:>8} {rate:>8.2f} {load.n_tokens / load.seconds:>8.1f} "
+                f"{side.name:>14} {load.n_clients:>8} {rate:>8.2f} {load.n_tokens / load.seconds:>8.1f} "
                 f"{load.quantile(0.5) * 1e3:>7.0f} ms {load.quantile(0.99) * 1e3:>7.0f} ms "
                 f"{format_bytes(load.peak_bytes):>10} {load.n_failed:>6}"
             )
@@ -161,6 +167,9 @@ def parse_args() -> argparse.Namespace:
     add_shape_arguments(parser, "small")
     parser.add_argument("--type", default="q8_0", help="of the weights in the GGUF file")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument(
+        "--llama-server", type=Path, metavar="PATH", help="a program to start, not xllamacpp"
+    )
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=20.0, help="of load for each number of clients")
     parser.add_argument("--settle", type=float, default=60.0, help="seconds of rest before memory is read again")

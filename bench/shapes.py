@@ -83,7 +83,21 @@ SMALL: dict[str, Any] = {
     "head_dim": 64,
 }
 
+QWEN3_5_27B_CACHE: dict[str, Any] = {
+    **QWEN3_0_6B,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 4096,
+    "max_position_embeddings": 262144,
+}
+"""The cells of Qwen3.5-27B's attention layers, 64 KiB of 16-bit K and V, with few weights."""
+
 SHAPES = {
+    "qwen3.5-27b-cache": QWEN3_5_27B_CACHE,
     "qwen3-0.6b": QWEN3_0_6B,
     "qwen3.5-0.8b": QWEN3_5_0_8B,
     "qwen3-30b-a3b-4-layers": QWEN3_30B_A3B_4,
