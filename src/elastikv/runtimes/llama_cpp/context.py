@@ -136,9 +136,9 @@ class Context:
         self.decode([(0, end, sequence, False)])
         self.remove(sequence, end)
 
-    def first_position(self, sequence: int) -> int:
-        """The smallest position whose cells are all there, -1 if there is none."""
-        return int(self._library.llama_memory_seq_pos_min(self._memory, sequence))
+    def last_position(self, sequence: int) -> int:
+        """The largest position that it holds, -1 if there is none."""
+        return int(self._library.llama_memory_seq_pos_max(self._memory, sequence))
 
     # States
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,13 @@ from typing_extensions import override
 from elastikv.arguments import whole_number
 from elastikv.batch import Batch, UBatch, split
 from elastikv.errors import CacheFull, InvalidRequest
-from elastikv.memory import Budget, MemoryOptions, ResizeEvent
+from elastikv.memory import Budget, MemoryOptions
 from elastikv.memory.base import Memory, MemoryStats, SavedSequence, SequenceStats
-from elastikv.memory.growth import parse_growth, round_up
+from elastikv.memory.growth import round_up
 from elastikv.runtimes.llama_cpp.context import MOST_SEQUENCES, ContextSize
-from elastikv.runtimes.llama_cpp.cost import CELLS, DEFAULT_GROWTH
+from elastikv.runtimes.llama_cpp.cost import CELLS
 from elastikv.runtimes.llama_cpp.growing import GrowingContext
+from elastikv.runtimes.llama_cpp.room import Room
 from elastikv.runtimes.llama_cpp.sequences import Checkpoint, Sequence, n_distinct
 
 _SPARSE = 4
@@ -27,6 +26,10 @@ _SPARSE = 4
 
 _ROOMY = 2
 """The same, where it is asked for on behalf of one sequence."""
+
+
+_ASIDE = -1
+"""The id of a sequence that is being loaded: until it is whole, the one that it replaces keeps what it has."""
 
 
 class LlamaCppMemory(Memory):
@@ -45,13 +48,11 @@ class LlamaCppMemory(Memory):
         self._budget = budget
         self._cuts_anywhere = cuts_anywhere
         self._name = name
-        self._growth = parse_growth(options.growth or DEFAULT_GROWTH)
+        self._room = Room(contexts, options)
         self._sequences: dict[int, Sequence] = {}
         self._next_cell = 0
         self._before: dict[int, int] | None = None
         """Inside a decode call: how many tokens each of its sequences had."""
-        self._first_slots = contexts.size.n_sequences
-        self._n_resizes, self._resize_seconds = 0, 0.0
         budget.watch(self)
 
     @property
@@ -100,6 +101,7 @@ class LlamaCppMemory(Memory):
 
     @override
     def rollback(self) -> None:
+        self._forget(_ASIDE)
         for seq_id, n_tokens in (self._before or {}).items():
             if seq_id in self._sequences and not self._truncate(seq_id, n_tokens):
                 self._forget(seq_id)
@@ -224,20 +226,22 @@ class LlamaCppMemory(Memory):
         shape = saved.shapes.get("state", ())
         if len(shape) != 1 or saved.first:
             raise ValueError("its state is missing or malformed")
+        self._budget.require(shape[0])
         state = np.empty(shape[0], dtype=np.uint8)
         fill({"state": torch.from_numpy(state)})
         self._make_room(saved.n_tokens, 1)
-        aside = self._open(-1)  # until it is whole, the sequence keeps what it has
+        aside = self._open(_ASIDE)
         try:
             self._contexts.now.restore_sequence(aside.number, state)
+            if self._contexts.now.last_position(aside.number) != saved.n_tokens - 1:
+                raise RuntimeError("its state is not of as many tokens")
         except RuntimeError as error:
+            self._forget(_ASIDE)
             raise ValueError(str(error)) from None
-        finally:
-            del self._sequences[-1]
-        self._forget(seq_id)
         aside.cells = np.arange(self._next_cell, self._next_cell + saved.n_tokens)
         self._next_cell += saved.n_tokens
-        self._sequences[seq_id] = aside
+        self._forget(seq_id)
+        self._sequences[seq_id] = self._sequences.pop(_ASIDE)
 
     @override
     def clear(self) -> None:
@@ -254,7 +258,7 @@ class LlamaCppMemory(Memory):
         n_used = self._n_used()
         if not max(n_used, 1) <= whole_number("n_cells", n_cells) <= self._most_cells():
             raise InvalidRequest(f"n_cells must be in {max(n_used, 1)}..{self._most_cells()}, got {n_cells}")
-        self._resize(ContextSize(round_up(n_cells, CELLS), self._contexts.size.n_sequences))
+        self._room.resize(ContextSize(round_up(n_cells, CELLS), self._contexts.size.n_sequences))
 
     @override
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
@@ -273,8 +277,8 @@ class LlamaCppMemory(Memory):
             peak_committed_bytes=self._budget.peak_bytes,
             compute_bytes=self._budget.compute_bytes,
             budget_bytes=self._budget.limit_bytes,
-            n_resizes=self._n_resizes,
-            resize_seconds=self._resize_seconds,
+            n_resizes=self._room.n_resizes,
+            resize_seconds=self._room.seconds,
             sequences=tuple(self._sequence_stats(seq_id, n_bytes) for seq_id in self.seq_ids()),
         )
 
@@ -304,72 +308,20 @@ class LlamaCppMemory(Memory):
 
     def _make_room(self, n_cells: int, n_sequences: int) -> None:
         """For so many more. Raises CacheFull, with nothing changed."""
-        now = self._contexts.size
-        wanted_sequences = len(self._sequences) + n_sequences
-        if wanted_sequences > MOST_SEQUENCES:
-            raise CacheFull("machine", asked=n_sequences, left=0, limit=MOST_SEQUENCES)
-        n_slots = _slots(wanted_sequences, now.n_sequences)
+        n_sequences += len(self._sequences)
         # The sum counts shared cells more than once, but is at hand.
-        at_most = sum(sequence.n_tokens for sequence in self._sequences.values())
-        if at_most + n_cells > now.n_cells or n_slots > now.n_sequences:
-            needed = max(self._n_used() + n_cells, 1)
-            if needed > now.n_cells or n_slots > now.n_sequences:
-                self._grow(needed, n_slots)
-
-    def _grow(self, needed: int, n_slots: int) -> None:
-        now = self._contexts.size
-        least = max(round_up(needed, CELLS), now.n_cells)
-        wish = self._growth.capacity_for(
-            least,
-            now.n_cells,
-            initial=self._options.initial,
-            n_ctx=max(least, round_up(self.n_ctx, CELLS)),
-            bytes_per_cell=self._bytes_per_cell(),
-            page_cells=CELLS,
-        )
-        for n_cells in sorted({round_up(n, CELLS) for n in (least, (least + wish) // 2, wish)}, reverse=True):
-            try:
-                self._resize(ContextSize(n_cells, n_slots))
-                break
-            except CacheFull:
-                if n_cells == least:
-                    raise
-
-    def _bytes_per_cell(self) -> int:
-        now = self._contexts.size
-        twice = ContextSize(2 * now.n_cells, now.n_sequences)
-        return max((self._contexts.expected_bytes(twice) - self._contexts.expected_bytes(now)) // now.n_cells, 1)
+        at_most = sum(sequence.n_tokens for sequence in self._sequences.values()) + n_cells
+        if not self._room.has(at_most, n_sequences):
+            self._room.require(max(self._n_used() + n_cells, 1), n_sequences)
 
     def _shrink(self, factor: int) -> int:
-        """To what is used, if there are more than ``factor`` times as many cells; returns the bytes given back.
-
-        Refused, as what is used has no place while it is copied, it is not done.
-        """
-        now, before = self._contexts.size, self._contexts.n_bytes.kv
-        n_used = self._n_used()
-        n_cells = round_up(max(n_used, min(self._options.initial, self.n_ctx)), CELLS)
-        if not self._options.dynamic or n_cells * (factor if n_used else 1) >= now.n_cells:
-            return 0
-        n_most = max((sequence.number + 1 for sequence in self._sequences.values()), default=1)
-        with suppress(CacheFull):
-            self._resize(ContextSize(n_cells, min(_slots(n_most, self._first_slots), now.n_sequences)))
-        return max(before - self._contexts.n_bytes.kv, 0)
-
-    def _resize(self, size: ContextSize) -> None:
-        if size == self._contexts.size:
-            return
-        started, before = time.perf_counter(), self._contexts.size.n_cells
-        self._contexts.resize(size)
-        seconds = time.perf_counter() - started
-        self._n_resizes += 1
-        self._resize_seconds += seconds
-        if self._options.on_resize:
-            n_cells = self._contexts.size.n_cells
-            self._options.on_resize(ResizeEvent(0, before, n_cells, self._contexts.n_bytes.kv, seconds))
+        n_sequences = max((sequence.number + 1 for sequence in self._sequences.values()), default=1)
+        return self._room.shrink(self._n_used(), n_sequences, factor)
 
     def _open(self, seq_id: int) -> Sequence:
         taken = {sequence.number for sequence in self._sequences.values()}
         number = next(number for number in range(MOST_SEQUENCES) if number not in taken)
+        self._contexts.now.remove(number, -1)  # whatever an interrupted operation left there
         sequence = self._sequences[seq_id] = Sequence(number)
         return sequence
 
@@ -414,11 +366,3 @@ class LlamaCppMemory(Memory):
         used, n_all = self.n_tokens(seq_id), sum(sequence.n_tokens for sequence in self._sequences.values())
         share = n_bytes * used // n_all
         return SequenceStats(seq_id, used, max(self._contexts.size.n_cells * used // n_all, used), share, share)
-
-
-def _slots(n_sequences: int, at_least: int) -> int:
-    """Sequences that a context tells apart, so that it need not be replaced for each."""
-    n_slots = at_least
-    while n_slots < n_sequences:
-        n_slots *= 2
-    return min(n_slots, MOST_SEQUENCES)

@@ -22,7 +22,7 @@ from elastikv.runtimes.llama_cpp.library import device_pools, has_device, load_l
 from elastikv.runtimes.llama_cpp.memory import LlamaCppMemory
 from elastikv.runtimes.llama_cpp.model import Model
 from elastikv.runtimes.llama_cpp.tokenizer import LlamaCppBackend
-from elastikv.weights.gguf.file import GGUFFile
+from elastikv.weights.gguf.file import read_gguf_header
 from elastikv.weights.gguf.header import GGUFHeader
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ class LlamaCppSource:
             raise ModelError(f"{path}: no such file")
         load_library()
         self._path = path
-        self._header = GGUFFile(path).header
+        self._header = read_gguf_header(path)
         header = self._header
         n_ctx_train = int(header.of_architecture("context_length", 2048))
         self.config = LlamaCppConfig(header.name, header.architecture, n_ctx_train)

@@ -39,7 +39,7 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header = _read_header(path)
+        self.header = read_gguf_header(path)
         if int(self.header.metadata.get("split.count", 1)) > 1:
             raise UnsupportedModel(f"{path} is one of several files; merge them with llama-gguf-split first")
 
@@ -97,7 +97,8 @@ class GGUFFile:
         return torch.from_numpy(data).reshape(stop - start, row_bytes)
 
 
-def _read_header(path: Path) -> GGUFHeader:
+def read_gguf_header(path: Path) -> GGUFHeader:
+    """What stands before the tensors, of one file or the first of several. Raises CorruptFile, UnsupportedModel."""
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise CorruptFile(f"{path} is empty")
