@@ -12,7 +12,7 @@ from typing import Any
 import elastikv
 
 _ROOT = Path(elastikv.__file__).parent
-_ROOMS = tuple(str(_ROOT / room) for room in ("memory/", "engine/", "batch.py"))
+_ROOMS = tuple(str(_ROOT / room) for room in ("memory/", "engine/", "runtimes/llama_cpp/", "batch.py"))
 # A line in a loop is interrupted in its first rounds only.
 _ROUNDS = 3
 

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 import torch
 from support.forward import random_ids
+from support.interrupts import every_line
 
 from elastikv import LLM
 from elastikv.batch import Batch, SeqTokens
@@ -90,6 +91,48 @@ def test_memory_follows_what_is_used(open_llm: Callable[..., LLM]) -> None:
     assert llm.memory.seq_rm(4)
     assert llm.stats().capacity_cells == 256
     assert llm.stats().committed_bytes == at_start
+
+
+OPERATIONS: dict[str, Callable[[LLM], object]] = {
+    "decode": lambda llm: llm.engine.decode(Batch([SeqTokens(0, random_ids(400, 300), 1), SeqTokens(2, [5], 1)])),
+    "cut": lambda llm: llm.memory.seq_rm(0, 50),
+    "close a gap": lambda llm: llm.memory.seq_rm(0, 10, 20),
+    "forget": lambda llm: llm.memory.seq_rm(0),
+    "copy": lambda llm: llm.memory.seq_cp(0, 1, 0, 50),
+    "checkpoint": lambda llm: llm.memory.checkpoint(0),
+    "resize": lambda llm: llm.memory.resize(2048),
+    "shrink": lambda llm: llm.memory.shrink_to_fit(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # where C has called, or what is freed
+@pytest.mark.parametrize("step", [31, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+@pytest.mark.parametrize("arch", ["qwen3", "qwen3_5"])
+def test_an_interrupt_at_any_line(
+    arch: str, operation: Callable[[LLM], object], step: int, open_llm: Callable[..., LLM]
+) -> None:
+    made: list[LLM] = []
+
+    def make() -> Callable[[], object]:
+        for llm in made:
+            llm.close()
+        made[:] = [open_llm(arch)]
+        made[0].forward(random_ids(50, 300))
+        made[0].memory.checkpoint(0)
+        made[0].forward(random_ids(200, 300), 1)
+        return lambda: operation(made[0])
+
+    make()()
+    before, after = {0: 50, 1: 200}, {i: made[0].memory.n_tokens(i) for i in (0, 1, 2)}
+    for _ in every_line(make, step=step):
+        (llm,) = made
+        llm.memory.rollback()
+        llm.memory.check()
+        for seq_id in (0, 1, 2):
+            assert llm.memory.n_tokens(seq_id) in (before.get(seq_id, 0), after[seq_id], 0)
+        assert torch.isfinite(llm.forward([1, 2, 3], 3)).all()
+        assert llm.memory.shrink_to_fit() >= 0
 
 
 class Plain:

@@ -66,11 +66,13 @@ NOTHING = ContextBytes({}, {}, {})
 class Context:
     """A context of a model: cells that all of its sequences share. Sequences are numbered from 0."""
 
+    _handle: Any = None
+    _batch: Any = None
+
     def __init__(
         self, model: Model, size: ContextSize, n_ubatch: int, k_type: str, v_type: str, n_threads: int
     ) -> None:
         """Raises MemoryError if llama.cpp makes none."""
-        self._handle: Any = None
         self._library = library = load_library()
         params = library.llama_context_default_params()
         params.n_ctx, params.n_seq_max = size.n_cells, size.n_sequences
@@ -81,6 +83,7 @@ class Context:
         params.kv_unified = params.no_perf = True
         params.swa_full = False
         params.n_threads = params.n_threads_batch = n_threads
+        model.contexts.add(self)
         LOG.clear()
         self._handle = library.llama_init_from_model(model.handle, params)
         if not self._handle:
@@ -189,7 +192,8 @@ class Context:
         """Give everything back. May be called again."""
         if self._handle:
             handle, self._handle = self._handle, None
-            self._library.llama_batch_free(self._batch)
+            if self._batch is not None:
+                self._library.llama_batch_free(self._batch)
             self._library.llama_free(handle)
 
 

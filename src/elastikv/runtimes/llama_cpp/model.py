@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from elastikv.errors import ModelError
 from elastikv.runtimes.llama_cpp.library import LOG, load_library
+
+
+class Closable(Protocol):
+    """What is of no use without the model."""
+
+    def close(self) -> None:
+        """Give everything back. May be called again."""
+        ...
 
 
 class Model:
@@ -18,6 +28,7 @@ class Model:
 
     def __init__(self, path: Path, n_gpu_layers: int, *, simulate: bool = False) -> None:
         self._library = load_library()
+        self.contexts: weakref.WeakSet[Closable] = weakref.WeakSet()
         params = self._library.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         if simulate:
@@ -80,5 +91,9 @@ class Model:
         return tuple(token for token in range(self.n_vocab) if is_end(self.vocab, token))
 
     def close(self) -> None:
-        """Free the weights; contexts first."""
-        self._library.llama_model_free(self.handle)
+        """Free the weights, and before them contexts that are still there. May be called again."""
+        for context in list(self.contexts):
+            context.close()
+        if self.handle:
+            handle, self.handle = self.handle, None
+            self._library.llama_model_free(handle)
