@@ -107,7 +107,7 @@ class Context:
             batch.n_seq_id[row], batch.seq_id[row][0] = 1, sequence
         code = self._library.llama_decode(self._handle, batch)
         if code:
-            raise RuntimeError(f"llama.cpp could not decode {len(tokens)} tokens (code {code})")
+            raise RuntimeError(f"llama.cpp could not decode {len(tokens)} tokens (code {code}): {LOG.reason()}")
         wanted = [row for row, token in enumerate(tokens) if token[3]]
         logits = np.empty((len(wanted), self._n_vocab), dtype=np.float32)
         for index, row in enumerate(wanted):

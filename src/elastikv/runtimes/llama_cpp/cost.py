@@ -63,9 +63,9 @@ class LlamaCppCost:
     def n_bytes(self, n_tokens: int, n_cells: int | None = None) -> int:
         """Committed by ``n_tokens`` in ``n_cells`` (None: as many)."""
         n_cells = n_tokens if n_cells is None else n_cells
-        rounded = max(round_up(n_cells, CELLS), CELLS)
-        in_full = self._simulation.n_bytes(ContextSize(rounded, 1)).kv
-        return max(in_full - round((rounded - n_cells) * self._per_cell), 0)
+        simulated = min(max(round_up(n_cells, CELLS), CELLS), 2 * _MANY_CELLS)
+        n_bytes = self._simulation.n_bytes(ContextSize(simulated, 1)).kv
+        return max(n_bytes + round((n_cells - simulated) * self._per_cell), 0)
 
     def least_bytes(self, n_tokens: int) -> int:
         """What memory commits at least for ``n_tokens``: all of n_ctx where it is not dynamic."""

@@ -90,6 +90,11 @@ class GrowingContext:
         else:
             self._context.remove(number, -1)
 
+    def set_threads(self, n_threads: int) -> None:
+        """Let the context that is there compute on so many cores."""
+        if self._context is not None:
+            self._context.set_threads(n_threads)
+
     def close(self) -> None:
         """Give everything back."""
         if self._context is not None:

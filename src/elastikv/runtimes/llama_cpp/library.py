@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ _DISCRETE = 1
 
 _UNIFIED = ("MTL", "Metal")
 """How devices are called that say they are discrete but compute in the host's memory."""
+
+
+_MOST_LINES = 4096
 
 
 @functools.cache
@@ -38,7 +42,7 @@ class Log:
     """What llama.cpp says while something is made: how large buffers are, and why it failed."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
         self._callback: Any = None
 
     @property

@@ -27,7 +27,6 @@ _SPARSE = 4
 _ROOMY = 2
 """The same, where it is asked for on behalf of one sequence."""
 
-
 _ASIDE = -1
 """The id of a sequence that is being loaded: until it is whole, the one that it replaces keeps what it has."""
 
@@ -357,8 +356,14 @@ class LlamaCppMemory(Memory):
         others = [other.cells for other in self._sequences.values() if other is not sequence]
         if not self._cuts_anywhere or not context.can_shift or any(np.isin(moving, cells).any() for cells in others):
             return False
-        context.close_gap(sequence.number, start, stop, sequence.n_tokens)
+        del self._sequences[seq_id]  # until it is whole again
+        try:
+            context.close_gap(sequence.number, start, stop, sequence.n_tokens)
+        except BaseException:
+            context.remove(sequence.number, -1)
+            raise
         sequence.cells = np.concatenate([sequence.cells[:start], moving])
+        self._sequences[seq_id] = sequence
         return True
 
     def _sequence_stats(self, seq_id: int, n_bytes: int) -> SequenceStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -64,14 +65,13 @@ class LlamaCppSource:
     def load(self, options: RuntimeOptions) -> LlamaCppRuntime:
         """Read the weights and make the first context. Raises ModelError, InvalidRequest, CacheFull."""
         _check(options)
-        model = Model(self._path, options.n_gpu_layers)
-        try:
-            simulated = Model(self._path, options.n_gpu_layers, simulate=True)
+        with ExitStack() as unless_opened:
+            model = unless_opened.enter_context(closing(Model(self._path, options.n_gpu_layers)))
+            simulated = unless_opened.enter_context(closing(Model(self._path, options.n_gpu_layers, simulate=True)))
             simulation = Simulation(simulated, options.memory, options.n_ubatch)
-            return LlamaCppRuntime(model, simulation, self._info(model), self._tokenizer(model), options)
-        except BaseException:
-            model.close()
-            raise
+            runtime = LlamaCppRuntime(model, simulation, self._info(model), self._tokenizer(model), options)
+            unless_opened.pop_all()
+        return runtime
 
     def _info(self, model: Model) -> ModelInfo:
         config = self.config
@@ -155,7 +155,7 @@ class LlamaCppRuntime:
     def set_threads(self, n_threads: int) -> None:
         """Compute on so many cores, whichever thread calls."""
         self._n_threads = n_threads
-        self._contexts.now.set_threads(n_threads)
+        self._contexts.set_threads(n_threads)
 
     def close(self) -> None:
         """Free the context, then the weights."""
