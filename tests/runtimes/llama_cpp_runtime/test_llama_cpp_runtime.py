@@ -94,3 +94,12 @@ def test_plan_asks_llama_cpp(arch: str, gguf: Callable[[str], Path], capsys: pyt
     with LLM(gguf(arch), runtime="llama.cpp", n_ctx=4096, n_threads=1, kv_dynamic=False) as llm:
         static = plan["static_bytes"] + plan["recurrent_bytes"]
         assert static == pytest.approx(llm.stats().committed_bytes, rel=0.25)
+
+
+@pytest.mark.filterwarnings("ignore:n_ctx = ")
+def test_a_limit_that_is_far_away_costs_nothing(gguf: Callable[[str], Path]) -> None:
+    """Not even where llama.cpp is asked what it would cost: it has books of 60 bytes a cell."""
+    with LLM(gguf("qwen3"), runtime="llama.cpp", n_ctx=10**9, n_threads=1) as llm:
+        llm.forward([1, 2, 3])
+        assert llm.stats().capacity_cells == 256
+        assert llm.static_bytes() == pytest.approx(10**9 * llm.cost.bytes_per_cell, rel=0.01)
