@@ -4,6 +4,7 @@ The packages that some of them need come with ``pip install -e ".[dev]"``. Figur
 
 memory, resident        resident bytes beside committed ones: of a cache, of a whole process
 resize, start           what a resize costs in a decode step; what ``-c`` costs at the start
+llama_cpp               llama.cpp as a runtime: memory, resizes, the start
 kernels, step_profile   rates of each kernel beside a plain read; where a decode step's milliseconds go
 peers, server_peers     beside llama.cpp and transformers; beside llama-server
 transformers_cache      ElasticCache beside transformers' own caches

@@ -22,12 +22,11 @@ import torch
 
 from bench.processes import peak_resident_bytes, reset_peak, resident_bytes, run_json
 from bench.report import lengths, new_parser, write_json
-from bench.shapes import write_gguf, write_model
+from bench.shapes import add_shape_arguments, write_gguf, write_model
 from elastikv import LLM
 from elastikv.errors import format_bytes
 from elastikv.memory.base import SavedSequence
 
-SHAPE = "qwen3.5-27b-cache"
 N_ONCE = 2000
 """Tokens that are computed; further ones are loaded."""
 
@@ -105,18 +104,17 @@ def resizes(model: Path, n_ctx: int, n_threads: int) -> list[tuple[int, int, flo
     found = []
     with open_llm(model, n_ctx, dynamic=True, n_threads=n_threads) as llm:
         llm.forward(torch.randint(0, 300, (200,)))
-        for n_cells in (512, 1024, 2048, 4096, 8192, 16384, 256):
+        sizes = [n for n in (512, 1024, 2048, 4096, 8192, 16384) if n <= n_ctx]
+        for n_cells in (*sizes, 256):
             before = llm.memory.max_capacity
             started = time.perf_counter()
             llm.memory.resize(n_cells)
             swapped = time.perf_counter()
             llm.forward([1])
             found.append((before, n_cells, swapped - started, time.perf_counter() - swapped))
-            if n_cells < 16384:
+            if n_cells < sizes[-1]:
                 fill(llm, min(n_cells - 16, N_ONCE))
-            for seq_id in llm.memory.seq_ids()[1:]:
-                llm.memory.seq_rm(seq_id)
-            if n_cells == 16384:
+            else:
                 llm.memory.seq_rm(0, 200)
     return found
 
@@ -144,7 +142,7 @@ def print_memory(name: str, samples: list[Sample]) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("--models", type=Path, default=Path("/tmp/elastikv-models"), help="where the model is kept")
+    add_shape_arguments(parser, "qwen3.5-27b-cache")
     parser.add_argument("--at", type=lengths, default="100,6000,80000", help="tokens")
     parser.add_argument("-c", "--ctx", type=int, default=131072)
     parser.add_argument("-t", "--threads", type=int, default=2)
@@ -163,7 +161,7 @@ def one(args: argparse.Namespace, model: Path) -> object:
 
 def main() -> None:
     args = parse_args()
-    model = write_gguf(write_model(SHAPE, args.models), "f16")
+    model = write_gguf(write_model(args.shape, args.models), "f16")
     if args.one:
         print(json.dumps(one(args, model)))
         return
@@ -171,7 +169,19 @@ def main() -> None:
     document: dict[str, object] = {"arguments": vars(args)}
     for name in ("dynamic", "static"):
         found = run_json(
-            "bench.llama_cpp", "--models", args.models, "-t", args.threads, "-c", args.ctx, "--at", at, "--one", name
+            "bench.llama_cpp",
+            "--shape",
+            args.shape,
+            "--models",
+            args.models,
+            "-t",
+            args.threads,
+            "-c",
+            args.ctx,
+            "--at",
+            at,
+            "--one",
+            name,
         )
         document[name] = found
         print_memory(f"{name}, -c {args.ctx}", [Sample(**each) for each in found])
@@ -183,7 +193,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(args.start):
         for name, (kind, n_ctx) in kinds.items():
-            flags = ("--models", args.models, "-t", args.threads, "-c", n_ctx)
+            flags = ("--shape", args.shape, "--models", args.models, "-t", args.threads, "-c", n_ctx)
             seconds[name].append(run_json("bench.llama_cpp", *flags, "--one", kind))
     document["start"] = seconds
     for name, each in seconds.items():

@@ -166,7 +166,7 @@ def parse_args() -> argparse.Namespace:
     parser = new_parser(__doc__)
     add_shape_arguments(parser, "small")
     parser.add_argument("--type", default="q8_0", help="of the weights in the GGUF file")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["elastikv", "llama-server"])
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="a program to start, not xllamacpp")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--seconds", type=float, default=20.0, help="of load for each number of clients")
