@@ -17,6 +17,8 @@ EPS = 1e-6
 
 Shape = tuple[int, ...]
 
+_OUTPUT: dict[str, Shape] = {"output_norm.weight": (N_EMBD,)}
+
 
 def write_gemma3(path: Path) -> Path:
     """Five of its six layers see a window of 64 tokens."""
@@ -70,6 +72,25 @@ def write_mamba(path: Path) -> Path:
     )
 
 
+def write_bert(path: Path) -> Path:
+    """Makes embeddings, and continues no text."""
+    writer = _writer(path, "bert")
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEADS)
+    writer.add_layer_norm_eps(EPS)
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(2)
+    weights: dict[str, Shape] = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output"), (N_EMBD, N_EMBD))
+    weights |= {"ffn_up": (N_FF, N_EMBD), "ffn_down": (N_EMBD, N_FF)}
+    weights |= {"attn_output_norm": (N_EMBD,), "layer_output_norm": (N_EMBD,)}
+    layer = {
+        f"{name}.{part}": s if part == "weight" else s[:1] for name, s in weights.items() for part in ("weight", "bias")
+    }
+    ends: dict[str, Shape] = {"position_embd.weight": (4096, N_EMBD), "token_types.weight": (2, N_EMBD)}
+    ends |= {"token_embd_norm.weight": (N_EMBD,), "token_embd_norm.bias": (N_EMBD,)}
+    return _write(writer, path, layer, ends)
+
+
 def _writer(path: Path, architecture: str) -> GGUFWriter:
     writer = GGUFWriter(path, architecture)
     writer.add_context_length(4096)
@@ -85,9 +106,9 @@ def _writer(path: Path, architecture: str) -> GGUFWriter:
     return writer
 
 
-def _write(writer: GGUFWriter, path: Path, layer: Mapping[str, Shape]) -> Path:
+def _write(writer: GGUFWriter, path: Path, layer: Mapping[str, Shape], ends: Mapping[str, Shape] = _OUTPUT) -> Path:
     random = np.random.default_rng(7)
-    shapes: dict[str, Shape] = {"token_embd.weight": (N_VOCAB, N_EMBD), "output_norm.weight": (N_EMBD,)}
+    shapes: dict[str, Shape] = {"token_embd.weight": (N_VOCAB, N_EMBD), **ends}
     shapes |= {f"blk.{index}.{name}": shape for index in range(N_LAYERS) for name, shape in layer.items()}
     for name, shape in shapes.items():
         values = random.standard_normal(shape, dtype=np.float32) / np.sqrt(shape[-1])

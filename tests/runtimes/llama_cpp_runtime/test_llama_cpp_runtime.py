@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.forward import random_ids
+from support.gguf_only import write_bert
 from support.tiny_models import tiny_model
 
 from elastikv import LLM, SamplingParams
@@ -94,6 +95,12 @@ def test_plan_asks_llama_cpp(arch: str, gguf: Callable[[str], Path], capsys: pyt
     with LLM(gguf(arch), runtime="llama.cpp", n_ctx=4096, n_threads=1, kv_dynamic=False) as llm:
         static = plan["static_bytes"] + plan["recurrent_bytes"]
         assert static == pytest.approx(llm.stats().committed_bytes, rel=0.25)
+
+
+def test_a_model_that_makes_embeddings_is_refused(tmp_path: Path) -> None:
+    """Its context has no memory."""
+    with pytest.raises(UnsupportedModel, match="only models that continue a text are served"):
+        LLM(write_bert(tmp_path / "bert.gguf"), n_ctx=256, n_threads=1)
 
 
 @pytest.mark.filterwarnings("ignore:n_ctx = ")

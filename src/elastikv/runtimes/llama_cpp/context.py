@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from elastikv.errors import UnsupportedModel
 from elastikv.memory.budget import HOST
 from elastikv.runtimes.llama_cpp.library import LOG, device_pools, load_library
 from elastikv.runtimes.llama_cpp.model import Model
@@ -92,6 +93,8 @@ class Context:
         self.n_batch = int(params.n_batch)
         self.n_bytes = _bytes_in(LOG.text)
         self._memory = library.llama_get_memory(self._handle)
+        if not self._memory:
+            raise UnsupportedModel("this model makes embeddings; only models that continue a text are served")
         self._n_vocab = model.n_vocab
         self._batch = library.llama_batch_init(self.n_batch, 0, 1)
 
@@ -105,6 +108,7 @@ class Context:
         for row, (token, position, sequence, wants) in enumerate(tokens):
             batch.token[row], batch.pos[row], batch.logits[row] = token, position, wants
             batch.n_seq_id[row], batch.seq_id[row][0] = 1, sequence
+        LOG.clear()
         code = self._library.llama_decode(self._handle, batch)
         if code:
             raise RuntimeError(f"llama.cpp could not decode {len(tokens)} tokens (code {code}): {LOG.reason()}")
@@ -112,6 +116,8 @@ class Context:
         logits = np.empty((len(wanted), self._n_vocab), dtype=np.float32)
         for index, row in enumerate(wanted):
             pointer = self._library.llama_get_logits_ith(self._handle, row)
+            if not pointer:
+                raise RuntimeError("llama.cpp has computed no logits")
             logits[index] = np.ctypeslib.as_array(pointer, shape=(self._n_vocab,))
         return logits
 

@@ -65,9 +65,9 @@ class Log:
         self._lines.clear()
 
     def reason(self) -> str:
-        """The last thing that it said of a failure."""
+        """The first thing that it said of a failure; what follows says only that there was one."""
         failures = [line for line in self.text.splitlines() if "fail" in line or "error" in line]
-        return failures[-1].strip() if failures else "no reason given"
+        return failures[0].strip() if failures else "no reason given"
 
 
 LOG = Log()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from elastikv.errors import ModelError
+from elastikv.errors import ModelError, UnsupportedModel
 from elastikv.runtimes.llama_cpp.library import LOG, load_library
 
 
@@ -37,6 +37,9 @@ class Model:
         self.handle = self._library.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ModelError(f"{path}: llama.cpp cannot load it: {LOG.reason()}")
+        if self._library.llama_model_has_encoder(self.handle) or not self._library.llama_model_has_decoder(self.handle):
+            self.close()
+            raise UnsupportedModel(f"{path}: it has an encoder; only models that continue a text are served")
         self.vocab = self._library.llama_model_get_vocab(self.handle)
 
     @property
