@@ -99,7 +99,8 @@ def _writer(path: Path, architecture: str) -> GGUFWriter:
     writer.add_vocab_size(N_VOCAB)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([f"<{token}>" for token in range(N_VOCAB)])
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    writer.add_token_list(letters + [f"<{token}>" for token in range(len(letters), N_VOCAB)])
     writer.add_token_types([TokenType.NORMAL] * N_VOCAB)
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(N_VOCAB - 1)

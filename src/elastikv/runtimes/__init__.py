@@ -45,8 +45,8 @@ def find(path: str | Path, runtime: str = "auto", n_gpu_layers: int = 0) -> Sour
             refusals.append(refusal)
             continue
         if name == WITH_DEVICES and runtime == "auto":
-            why = "a device is asked for" if n_gpu_layers else str(refusals[0])
-            _log.info("%s runs through %s: %s", path, name, why)
+            why = f"{path}: layers are to be on a device" if n_gpu_layers else refusals[0]
+            _log.info("%s; it runs through %s", why, name)
         return found
     if isinstance(refusals[-1], NotInstalled) and len(refusals) > 1:
         raise UnsupportedModel(f"{refusals[0]}; {refusals[-1]}")

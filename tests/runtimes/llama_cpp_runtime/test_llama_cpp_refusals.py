@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.forward import random_ids
 
+from bench.processes import resident_bytes
 from elastikv import LLM
 from elastikv.batch import Batch, SeqTokens
 from elastikv.errors import CacheFull
@@ -21,6 +22,9 @@ from elastikv.runtimes.llama_cpp.context import Context, ContextBytes, ContextSi
 from elastikv.runtimes.llama_cpp.growing import GrowingContext
 
 pytest.importorskip("llama_cpp.llama_cpp", reason="llama-cpp-python is not installed", exc_type=ImportError)
+
+
+MIB = 1 << 20
 
 
 def test_a_refusal_loses_nothing(open_llm: Callable[..., LLM]) -> None:
@@ -107,6 +111,20 @@ def test_cells_and_buffers_are_counted_as_llama_cpp_says(open_llm: Callable[...,
     assert stats.peak_committed_bytes > llm.budget.committed_bytes  # what was held was on the host once more
 
 
+@pytest.mark.filterwarnings("ignore:n_ctx = ")
+def test_what_is_counted_is_resident(open_llm: Callable[..., LLM]) -> None:
+    llm = open_llm(n_ctx=1 << 18, kv_dtype="f32")
+    committed, resident = llm.stats().committed_bytes, resident_bytes()
+    llm.memory.resize(1 << 17)
+    grown = llm.stats().committed_bytes - committed
+    assert grown > 100 * MIB
+    # Its own books of cells, some 60 bytes each, are not counted: little beside cells of a real model.
+    assert resident_bytes() - resident == pytest.approx(grown, rel=0.08)
+    llm.shrink_to_fit()
+    assert llm.stats().committed_bytes == committed
+    assert resident_bytes() - resident < 0.1 * grown
+
+
 SAID = """
 llama_context:  CUDA_Host  output buffer size =     0.50 MiB
 llama_kv_cache:        CPU KV buffer size =     3.00 MiB
@@ -115,7 +133,6 @@ llama_memory_recurrent:      CUDA0 RS buffer size =     2.00 MiB
 sched_reserve:      CUDA0 compute buffer size =    20.00 MiB
 sched_reserve:  CUDA_Host compute buffer size =     4.00 MiB
 """
-MIB = 1 << 20
 
 
 class OnDevice:

@@ -50,9 +50,10 @@ def test_auto_takes_it_for_what_nothing_else_runs(
     assert not caplog.messages
     for arch in ("gemma3", "mamba"):
         assert type(find(gguf(arch))) is LlamaCppSource
-        assert f"runs through llama.cpp: {gguf(arch)}: architecture '{arch}' is not supported" in caplog.messages[-1]
+        assert caplog.messages[-1].startswith(f"{gguf(arch)}: architecture '{arch}' is not supported")
+        assert caplog.messages[-1].endswith("; it runs through llama.cpp")
     assert type(find(gguf("qwen3"), n_gpu_layers=-1)) is LlamaCppSource
-    assert caplog.messages[-1].endswith("runs through llama.cpp: a device is asked for")
+    assert caplog.messages[-1] == f"{gguf('qwen3')}: layers are to be on a device; it runs through llama.cpp"
 
 
 @pytest.mark.skipif(has_device(), reason="there is a device")
@@ -95,6 +96,17 @@ def test_plan_asks_llama_cpp(arch: str, gguf: Callable[[str], Path], capsys: pyt
     with LLM(gguf(arch), runtime="llama.cpp", n_ctx=4096, n_threads=1, kv_dynamic=False) as llm:
         static = plan["static_bytes"] + plan["recurrent_bytes"]
         assert static == pytest.approx(llm.stats().committed_bytes, rel=0.25)
+
+
+def test_the_command_line(gguf: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("-c", "256", "-t", "1", "-n", "3", "--temp", "0")
+    assert main(["run", "-m", str(gguf("gemma3")), "-p", "abc", *flags]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip()
+    assert len([line for line in said.err.splitlines() if "runs through llama.cpp" in line]) == 1
+    assert main(["run", "-m", str(gguf("qwen3")), "-p", "x", "--runtime", "llama.cpp", "--kv-storage", "mmap"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("kv_storage: not with the runtime llama.cpp, which runs the file as it is; leave it out")
 
 
 def test_a_model_that_makes_embeddings_is_refused(tmp_path: Path) -> None:
