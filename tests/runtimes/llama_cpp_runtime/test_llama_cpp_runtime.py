@@ -14,7 +14,7 @@ from support.tiny_models import tiny_model
 
 from elastikv import LLM, SamplingParams
 from elastikv.cli.main import main
-from elastikv.errors import InvalidRequest, NotInstalled, UnsupportedModel
+from elastikv.errors import InvalidRequest, ModelError, NotInstalled, UnsupportedModel
 from elastikv.runtimes import find
 from elastikv.runtimes.llama_cpp.library import has_device, load_library
 from elastikv.runtimes.llama_cpp.runtime import LlamaCppSource
@@ -38,6 +38,8 @@ def test_its_tokenizer(open_llm: Callable[..., LLM], gguf: Callable[[str], Path]
 def test_what_it_refuses(gguf: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="quantize"):
         LLM(gguf("qwen3"), runtime="llama.cpp", quantize="q8_0")
+    with pytest.raises(ModelError, match="no such file"):
+        find(tmp_path / "nothing.gguf", "llama.cpp")
     with pytest.raises(UnsupportedModel, match="GGUF"):
         find(tiny_model("llama", tmp_path), "llama.cpp")
 

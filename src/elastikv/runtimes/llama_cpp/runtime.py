@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 
 from elastikv.batch import Batch
-from elastikv.errors import InvalidRequest, ModelError, UnsupportedModel
+from elastikv.errors import InvalidRequest, UnsupportedModel
 from elastikv.memory import MemoryOptions
 from elastikv.memory.growth import round_up
 from elastikv.models.base import ModelInfo
+from elastikv.models.checkpoint import existing
 from elastikv.runtimes.base import RuntimeOptions
 from elastikv.runtimes.llama_cpp.context import CELL_TYPES, Context, ContextSize
 from elastikv.runtimes.llama_cpp.cost import CELLS, LlamaCppCost, Simulation
@@ -47,10 +48,9 @@ class LlamaCppSource:
     """A ``Source``: a GGUF file."""
 
     def __init__(self, path: Path) -> None:
+        path = existing(path)
         if path.suffix != ".gguf":
             raise UnsupportedModel(f"{path}: llama.cpp runs GGUF files only")
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file")
         load_library()
         self._path = path
         self._header = read_gguf_header(path)
