@@ -152,6 +152,9 @@ class LlamaCppRuntime:
             raise
         return logits
 
+    def warm_up(self) -> None:
+        """Nothing: all that computes is compiled."""
+
     def set_threads(self, n_threads: int) -> None:
         """Compute on so many cores, whichever thread calls."""
         self._n_threads = n_threads
