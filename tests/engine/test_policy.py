@@ -16,10 +16,11 @@ from elastikv.errors import InvalidRequest
 class Running:
     """A request as ``plan_step`` sees it."""
 
-    def __init__(self, n_tokens: int, n_held: int, checkpoint_at: int | None = None) -> None:
+    def __init__(self, n_tokens: int, n_held: int, checkpoint_at: int | None = None, n_news: int = 1) -> None:
         self.token_ids = list(range(n_tokens))
         self.n_held = n_held
         self.checkpoint_at = checkpoint_at
+        self.n_news = n_news
         self.session = SimpleNamespace(seq_id=0)
 
 
@@ -45,6 +46,12 @@ def test_a_prompt_moves_on_even_if_the_others_fill_a_ubatch() -> None:
 def test_a_prompt_is_split_where_it_is_to_be_remembered() -> None:
     assert plan([Running(50, 0, checkpoint_at=49)]) == [(0, 0, 49)]
     assert plan([Running(50, 49, checkpoint_at=49)]) == [(0, 49, 50)]
+
+
+def test_forced_tokens_are_no_prompt_and_leave_room_for_the_others() -> None:
+    forced = Running(40, 10, n_news=30)
+    assert plan([forced, Running(500, 100), Running(12, 11)]) == [(0, 10, 40), (2, 11, 12), (1, 100, 101)]
+    assert plan([forced, Running(12, 11)], n_batch=8) == [(0, 10, 17), (1, 11, 12)]
 
 
 @given(

@@ -16,9 +16,6 @@ TEXT = ("/v1/completions", {"prompt": "hello"})
 
 # What issue 12 found dropped, with a value that asks for something.
 ASKING = {
-    "grammar": 'root ::= "x"',
-    "json_schema": {},
-    "guided_json": {"type": "object"},
     "n_probs": 5,
     "id_slot": 0,
     "cache_prompt": False,

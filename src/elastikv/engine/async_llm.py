@@ -111,7 +111,10 @@ class AsyncLLM:
         """
         news: asyncio.Queue[Delta | Exception] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        params = params or SamplingParams()
+        params = SamplingParams() if params is None else params
+        arguments.instance("params", params, SamplingParams, "SamplingParams")
+        if params.form is not None:  # compiled here, so that those that are computed need not wait for it
+            await asyncio.to_thread(self._scheduler.constraints.compile, params)
         submitted = self._send(lambda: self._submit(prompt, params, loop, news))
         try:
             await asyncio.wrap_future(submitted)

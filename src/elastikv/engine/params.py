@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from elastikv.arguments import instance, whole_number
 from elastikv.errors import InvalidRequest
 
 MAX_LOGPROBS = 20
+
+_FORMS = ("json_schema", "grammar", "regex", "choice")
 
 _WHOLE_NUMBERS = (
     ("top_k", 0, None, "0 keeps all tokens"),
@@ -40,6 +45,11 @@ class SamplingParams:
     logprobs: report each token's log probability, and those of this many most likely tokens (None: off).
     logit_bias: added to the logits of these token ids, -100..100.
     ignore_eos: the model may not end the text.
+
+    At most one of these gives the text a form; tokens that would leave it cannot be chosen:
+    json_schema: a JSON Schema, as a mapping or as JSON. grammar: in llama.cpp's GBNF, with a rule ``root`` (or, from
+    ``%llguidance`` on, in llguidance's notation). regex: in the syntax of Rust's ``regex``, for the whole text.
+    choice: texts of which it is one.
     """
 
     temperature: float = 0.8
@@ -56,6 +66,10 @@ class SamplingParams:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
     ignore_eos: bool = False
+    json_schema: Mapping[str, Any] | bool | str | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         instance("stop", self.stop or (), (str, Iterable), "a text or a list of texts")
@@ -76,6 +90,24 @@ class SamplingParams:
             raise InvalidRequest("stop must be non-empty strings; leave it out to stop at the end token only")
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        if self.choice is not None:
+            object.__setattr__(self, "choice", _checked_choice(self.choice))
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", _checked_schema(self.json_schema))
+        forms = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise InvalidRequest(f"give only one of {', '.join(_FORMS)}; got {' and '.join(forms)}")
+        for name in ("grammar", "regex"):
+            instance(name, getattr(self, name), (str, type(None)), "a text")
+
+    @property
+    def form(self) -> tuple[str, str] | None:
+        """The name of what gives the text its form, and that as a text; None where its form is free."""
+        if self.json_schema is not None:
+            return "json_schema", json.dumps(self.json_schema)
+        if self.choice is not None:
+            return "regex", "|".join(re.escape(text) for text in self.choice)
+        return next(((name, getattr(self, name)) for name in ("grammar", "regex") if getattr(self, name)), None)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -90,6 +122,27 @@ def _checked_bias(biases: Mapping[int, float]) -> dict[int, float]:
         _in_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0, "-100 bans the token")
         checked[whole_number("a token id of logit_bias", token_id)] = bias
     return checked
+
+
+def _checked_choice(choice: Sequence[str]) -> tuple[str, ...]:
+    instance("choice", choice, Iterable, "a list of texts")
+    texts = tuple(choice)
+    if isinstance(choice, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise InvalidRequest(f"choice must be a list of non-empty texts, got {choice!r:.60}")
+    return texts
+
+
+def _checked_schema(schema: Mapping[str, Any] | bool | str) -> dict[str, Any]:
+    """The schema as an object; JSON Schema's ``true`` is one that allows everything, and ``false`` allows nothing."""
+    try:
+        schema = json.loads(schema) if isinstance(schema, str) else json.loads(json.dumps(schema))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"json_schema must be a JSON Schema: {error}") from None
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise InvalidRequest(f"json_schema must be an object, got {schema!r:.60}")
+    return schema
 
 
 def _in_range(name: str, value: float, low: float, high: float, remedy: str, *, open_below: bool = False) -> None:

@@ -18,6 +18,11 @@ class Chunk:
     stop: int
 
     @property
+    def n_tokens(self) -> int:
+        """Rows of the batch."""
+        return self.stop - self.start
+
+    @property
     def completes(self) -> bool:
         """Whether the next token can be sampled after it."""
         return self.stop == len(self.request.token_ids)
@@ -32,22 +37,32 @@ class Chunk:
 def plan_step(
     running: Sequence[Request], n_held: Callable[[Request], int], *, n_batch: int, n_ubatch: int
 ) -> list[Chunk]:
-    """One token of every sequence that generates, then chunks of prompts, oldest first, up to ``n_batch`` tokens.
+    """The new tokens of every sequence that generates, then chunks of prompts, oldest first, up to ``n_batch`` tokens.
 
-    While others generate, prompts get no more than fills one ubatch: a long prompt slows the others'
-    tokens down by a bounded time and never stops them.
+    New is what the last step brought: one token, or several where the form of the text forces some. While others
+    generate, prompts get no more than fills one ubatch: a long prompt slows the others' tokens down by a bounded
+    time and never stops them.
     """
     held = {request: n_held(request) for request in running}
-    generating = [request for request in running if len(request.token_ids) - held[request] == 1]
-    chunks = [Chunk(request, held[request], held[request] + 1) for request in generating[:n_batch]]
-    n_left = (min(n_batch, max(n_ubatch, len(chunks) + 1)) if chunks else n_batch) - len(chunks)
+    generating = [request for request in running if len(request.token_ids) - held[request] <= max(request.n_news, 1)]
+    chunks: list[Chunk] = []
+    n_left = n_batch
+    for request in generating[:n_batch]:
+        n_others = len(generating) - len(chunks) - 1  # each of which is to get a token, too
+        chunks.append(_chunk(request, held[request], max(n_left - n_others, 1)))
+        n_left -= chunks[-1].n_tokens
+    if chunks:
+        n_left = min(n_left, max(n_ubatch - (n_batch - n_left), 1))
     for request in running:
         if request in generating or n_left <= 0:
             continue
-        start, stop = held[request], len(request.token_ids)
-        if request.checkpoint_at is not None and start < request.checkpoint_at:
-            stop = request.checkpoint_at
-        stop = min(stop, start + n_left)
-        chunks.append(Chunk(request, start, stop))
-        n_left -= stop - start
+        chunks.append(_chunk(request, held[request], n_left))
+        n_left -= chunks[-1].n_tokens
     return chunks
+
+
+def _chunk(request: Request, start: int, n_most: int) -> Chunk:
+    stop = len(request.token_ids)
+    if request.checkpoint_at is not None and start < request.checkpoint_at:
+        stop = request.checkpoint_at
+    return Chunk(request, start, min(stop, start + n_most))

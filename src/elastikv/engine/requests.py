@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from elastikv.engine.constraint import Constraint
 from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.sampling import Sampler, top_logprobs
 from elastikv.engine.sessions.session import Session
 from elastikv.engine.text import TextStream
-from elastikv.errors import ElastikvError, GenerationCut
+from elastikv.errors import ElastikvError, GenerationCut, InvalidRequest
 from elastikv.weights.tokenizer import Tokenizer
 
 
@@ -33,12 +34,14 @@ class Request:
         eos_token_ids: Sequence[int],
         session: Session,
         now: float,
+        constraint: Constraint | None = None,
     ) -> None:
         self.number = number
         self.params = params
         self.session = session
         self.token_ids = list(prompt_ids)
         self.n_prompt = len(prompt_ids)
+        self.n_news = 0  # tokens that the last step brought: the next one computes these
         self.cached_tokens = 0
         self.checkpoint_at: int | None = None
         self.submitted = now
@@ -48,6 +51,7 @@ class Request:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._sampler = Sampler(params, eos_token_ids)
+        self._constraint = constraint
         self._text = TextStream(tokenizer.stream_decoder(), params.stops)
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self._started: float | None = None
@@ -75,22 +79,55 @@ class Request:
             self.cached_tokens = min(n_cached, self.n_prompt)
 
     def accept(self, logits: np.ndarray, n_ctx: int, now: float) -> None:
-        """Choose the next token from float32 ``[n_vocab]`` and say what it means."""
-        token_id = self._sampler.sample(logits, self.token_ids)
-        logprobs = None if self._logprobs is None else self._logprobs_of(token_id, logits)
-        self.token_ids.append(token_id)
+        """Choose the next token from float32 ``[n_vocab]`` and say what it means, and what must follow it."""
+        try:
+            token_id = self._choose(logits)
+            logprobs = None if self._logprobs is None else self._logprobs_of(token_id, logits)
+            token_ids = [token_id, *self._forced(token_id)]
+        except InvalidRequest as error:  # a form that only now turns out too complex
+            self.cut(error, now)
+            return
         if self._first_token is None:
             self._first_token = now
-        is_end = token_id in self._eos_token_ids
-        text = "" if is_end else self._text.push(token_id)
-        finish_reason: FinishReason | None = None
-        if is_end or self._text.stopped:
+        self._take(token_ids, logprobs, n_ctx, now)
+
+    def _choose(self, logits: np.ndarray) -> int:
+        constraint = self._constraint
+        return self._sampler.sample(logits, self.token_ids, None if constraint is None else constraint.allowed())
+
+    def _forced(self, token_id: int) -> list[int]:
+        """What the form of the text adds to a token without a choice; with log probabilities each has its own step."""
+        if self._constraint is None or token_id in self._eos_token_ids:
+            return []
+        self._constraint.accept(token_id)
+        forced = [] if self._logprobs is not None else self._constraint.forced()
+        for other in forced:
+            self._constraint.accept(other)
+        return forced
+
+    def _take(self, token_ids: Sequence[int], logprobs: TokenLogprobs | None, n_ctx: int, now: float) -> None:
+        """Append tokens, up to the one that ends the generation, if one does."""
+        text, finish_reason, n_before = "", None, len(self.token_ids)
+        for token_id in token_ids:
+            self.token_ids.append(token_id)
+            is_end = token_id in self._eos_token_ids
+            text += "" if is_end else self._text.push(token_id)
+            finish_reason = self._finish_reason(is_end, n_ctx)
+            if finish_reason:
+                break
+        if finish_reason is None and self._constraint is not None and self._constraint.is_over:
             finish_reason = "stop"
-        elif self.n_generated == self.params.max_tokens or len(self.token_ids) >= n_ctx:
-            finish_reason = "length"
         if finish_reason:
             text += self._text.flush()
-        self._tell(text, [token_id], logprobs, finish_reason, now)
+        self.n_news = len(self.token_ids) - n_before
+        self._tell(text, self.token_ids[n_before:], logprobs, finish_reason, now)
+
+    def _finish_reason(self, is_end: bool, n_ctx: int) -> FinishReason | None:
+        if is_end or self._text.stopped:
+            return "stop"
+        if self.n_generated == self.params.max_tokens or len(self.token_ids) >= n_ctx:
+            return "length"
+        return None
 
     def abort(self, now: float) -> None:
         """The caller wants no more."""

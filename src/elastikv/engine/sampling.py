@@ -30,14 +30,20 @@ class Sampler:
         self._bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
         self._bias = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
 
-    def sample(self, logits: Row, context: Sequence[int]) -> int:
-        """The next token after ``context`` (prompt and generated tokens). ``logits`` are left as they are."""
+    def sample(self, logits: Row, context: Sequence[int], allowed: np.ndarray | None = None) -> int:
+        """The next token after ``context`` (prompt and generated tokens). ``logits`` are left as they are.
+
+        allowed: bool ``[n_vocab]``, the tokens to choose from; None: all.
+        """
         params = self._params
         logits = self._adjust(logits, context)
+        if allowed is not None:
+            logits = np.where(allowed, logits, np.float32(-np.inf))
         if params.temperature == 0:
             return int(np.argmax(logits))
         token_ids, scores, log_total = _candidates(logits, params.top_k, params.top_p)
-        kept = _kept(np.exp(scores - log_total), params.top_p, params.min_p)
+        # Without min_p even what is not allowed would be kept, and a sum's last rounding might draw it.
+        kept = _kept(np.exp(scores - log_total), params.top_p, params.min_p) & np.isfinite(scores)
         token_ids, scores = token_ids[kept], scores[kept]
         cumulative = np.cumsum(np.exp((scores - scores.max()) / params.temperature))
         drawn = int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))

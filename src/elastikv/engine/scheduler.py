@@ -12,6 +12,7 @@ import numpy as np
 
 from elastikv.batch import Batch
 from elastikv.engine.admission import Admission
+from elastikv.engine.constraint import ConstraintCompiler
 from elastikv.engine.events import EventLog
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.params import SamplingParams
@@ -65,6 +66,7 @@ class Scheduler:
 
         info = runtime.model.info
         self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
+        self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self._eos_token_ids)
         self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, budget, self.store)
 
     # What callers do
@@ -92,8 +94,11 @@ class Scheduler:
     def new_request(self, token_ids: Sequence[int], params: SamplingParams) -> Request:
         """A request that is not queued yet, so that whoever is interrupted can ``abort`` it. Raises as ``check``."""
         self.check(token_ids, params)
+        constraint = self.constraints.compile(params)
         session, now = self.store.new(), self._clock()
-        request = Request(self._n_requests, token_ids, params, self._tokenizer, self._eos_token_ids, session, now)
+        request = Request(
+            self._n_requests, token_ids, params, self._tokenizer, self._eos_token_ids, session, now, constraint
+        )
         self._n_requests += 1
         return request
 
@@ -272,8 +277,7 @@ class Scheduler:
     def _sample(self, chunks: Sequence[Chunk], logits: np.ndarray | None) -> None:
         now = self._clock()
         complete = [chunk for chunk in chunks if chunk.completes]
-        self._tokens_prompt += sum(chunk.stop - chunk.start for chunk in chunks) - len(complete)
-        self._tokens_generated += len(complete)
+        self._tokens_prompt += sum(max(min(chunk.stop, chunk.request.n_prompt) - chunk.start, 0) for chunk in chunks)
         if logits is not None:
             for chunk, row in zip(complete, logits, strict=True):
                 try:
@@ -281,6 +285,7 @@ class Scheduler:
                 except BaseException:  # its text may lack a piece; it must not go on as if nothing had been
                     chunk.request.fail(ElastikvError("this generation was interrupted; start it again"))
                     raise
+                self._tokens_generated += chunk.request.n_news
 
     def _retire_finished(self) -> None:
         for request in [request for request in self._requests if request.finished]:

@@ -13,6 +13,7 @@ from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
 from elastikv.errors import GenerationCut, InvalidRequest
 from elastikv.server.errors import APIError
+from elastikv.server.forms import form_params
 from elastikv.server.schemas import GenerationRequest
 from elastikv.server.state import ServerState
 
@@ -76,6 +77,7 @@ def sampling_params(defaults: SamplingParams, body: GenerationRequest, *, logpro
     _check_alone("top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs", "logprobs", logprobs)
     if body.token_limit is not None:
         given["max_tokens"] = body.token_limit
+    given |= form_params(body)
     return replace(defaults, logprobs=logprobs, **given)
 
 

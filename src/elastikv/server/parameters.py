@@ -17,14 +17,6 @@ LLAMA_CPP_SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     # The form of the text.
-    "response_format": ({"type": "text"},),
-    "grammar": ("",),
-    "json_schema": (),
-    "guided_json": (),
-    "guided_regex": ("",),
-    "guided_choice": ([],),
-    "guided_grammar": ("",),
-    "structured_outputs": (),
     "structural_tag": (),
     # Tools, and other things to hear or say than text.
     "tools": ([],),

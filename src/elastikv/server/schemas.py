@@ -74,6 +74,31 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class JsonSchemaFormat(OpenBody):
+    """``schema``: a JSON Schema; ``strict``: refuse what of it could not be enforced."""
+
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(OpenBody):
+    """``text``, any JSON object, or one that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class StructuredOutputs(Body):
+    """vLLM's: one of these."""
+
+    json_: dict[str, Any] | Text | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: Text | None = None
+    choice: list[Text] | None = None
+    grammar: Text | None = None
+
+
 class GenerationRequest(Body):
     """What chat and text completions have in common. None: the engine's default.
 
@@ -101,6 +126,14 @@ class GenerationRequest(Body):
     repeat_last_n: Int | None = Field(None, le=INT32_MAX)
     logit_bias: dict[Annotated[TokenId, Field(strict=False)], float] | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: Text | None = None
+    guided_json: dict[str, Any] | Text | None = None
+    guided_regex: Text | None = None
+    guided_choice: list[Text] | None = None
+    guided_grammar: Text | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def token_limit(self) -> int | None:
