@@ -28,6 +28,7 @@ class FakeTokenizer:
 
     has_chat_template = True
     chat_template = "{{ messages }}"
+    response_template = None
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
@@ -35,10 +36,10 @@ class FakeTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id < 256).decode(errors="replace")
 
-    def apply_chat_template(self, messages: Sequence[dict[str, str]], **options: object) -> list[int]:
+    def render_chat(self, messages: Sequence[dict[str, str]], **options: object) -> str:
         if options:
             raise InvalidRequest(f"the template takes no {', '.join(options)}")
-        return self.encode("".join(f"<{message['role']}>{message['content']}" for message in messages))
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages)
 
 
 @dataclass

@@ -23,10 +23,11 @@ class Templated(FakeTokenizer):
     """A byte is a token, and the template is a real one."""
 
     def __init__(self, template: str) -> None:
+        self.chat_template = template
         self._renderer = Tokenizer(byte_level_tokenizer("gpt-2"), chat_template=template)
 
-    def apply_chat_template(self, messages: Any, **options: object) -> list[int]:
-        return self.encode(self._renderer.render_chat(messages, **options))
+    def render_chat(self, messages: Any, **options: object) -> str:
+        return self._renderer.render_chat(messages, **options)
 
 
 def rendered(server: RunningServer, template: str, *messages: dict) -> str:
@@ -64,7 +65,7 @@ def test_whatever_else_a_message_has_is_handed_on(server: RunningServer) -> None
 def test_a_call_without_arguments_has_an_empty_object(server: RunningServer, arguments: object) -> None:
     call = {"function": {"name": "now", "arguments": arguments}}
     turn = {"role": "assistant", "tool_calls": [call]}
-    (seen,) = json.loads(rendered(server, "{{ messages | tojson }}", turn))
+    (seen,) = json.loads(rendered(server, "{# tool_calls #}{{ messages | tojson }}", turn))
     assert seen["tool_calls"] == [{"type": "function", "function": {"name": "now", "arguments": {}}}]
     assert seen["content"] == ""
 
@@ -101,3 +102,12 @@ def test_a_message_of_the_openai_client_comes_back_as_it_was() -> None:
     """``message.model_dump()`` has a null for everything that was not said."""
     dumped = {"role": "assistant", "content": "hi", "refusal": None, "audio": None, "tool_calls": None}
     assert ChatMessage.model_validate(dumped).model_dump(exclude_none=True) == {"role": "assistant", "content": "hi"}
+
+
+def test_a_template_that_never_heard_of_tools_gets_them_as_text(server: RunningServer) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    assert rendered(server, template, ASKED, CALLED, ANSWERED) == (
+        "[user] is it raining?\n"
+        '[assistant] <tool_call>\n{"name": "weather", "arguments": {"city": "Bonn", "days": 2}}\n</tool_call>\n'
+        "[user] <tool_response>\nrain\n</tool_response>\n"
+    )

@@ -128,7 +128,6 @@ def test_text_parts_are_joined_and_developers_are_system(client: OpenAI) -> None
 @pytest.mark.parametrize(
     ("wish", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     ],

@@ -45,6 +45,7 @@ class SamplingParams:
     logprobs: report each token's log probability, and those of this many most likely tokens (None: off).
     logit_bias: added to the logits of these token ids, -100..100.
     ignore_eos: the model may not end the text.
+    skip_special_tokens: leave special tokens out of the text.
 
     At most one of these gives the text a form; tokens that would leave it cannot be chosen:
     json_schema: a JSON Schema, as a mapping or as JSON. grammar: in llama.cpp's GBNF, with a rule ``root`` (or, from
@@ -66,6 +67,7 @@ class SamplingParams:
     logprobs: int | None = None
     logit_bias: Mapping[int, float] | None = None
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     json_schema: Mapping[str, Any] | bool | str | None = None
     grammar: str | None = None
     regex: str | None = None
@@ -75,7 +77,8 @@ class SamplingParams:
         instance("stop", self.stop or (), (str, Iterable), "a text or a list of texts")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stops)
-        instance("ignore_eos", self.ignore_eos, bool, "True or False")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            instance(name, getattr(self, name), bool, "True or False")
         _in_range("temperature", self.temperature, 0.0, math.inf, "0 is greedy")
         _in_range("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens", open_below=True)
         _in_range("min_p", self.min_p, 0.0, 1.0, "0 keeps all tokens")

@@ -52,7 +52,7 @@ class Request:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._sampler = Sampler(params, eos_token_ids)
         self._constraint = constraint
-        self._text = TextStream(tokenizer.stream_decoder(), params.stops)
+        self._text = TextStream(tokenizer.stream_decoder(params.skip_special_tokens), params.stops)
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self._started: float | None = None
         self._first_token: float | None = None

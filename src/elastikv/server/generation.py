@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,6 @@ from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
 from elastikv.errors import GenerationCut, InvalidRequest
 from elastikv.server.errors import APIError
-from elastikv.server.forms import form_params
 from elastikv.server.schemas import GenerationRequest
 from elastikv.server.state import ServerState
 
@@ -64,8 +63,10 @@ def make_jobs(prompts: Sequence[list[int]], params: SamplingParams, n_choices: i
     return [Job(prompt, choice) for prompt in prompts for choice in choices]
 
 
-def sampling_params(defaults: SamplingParams, body: GenerationRequest, *, logprobs: int | None) -> SamplingParams:
-    """The server's defaults where the request is silent.
+def sampling_params(
+    defaults: SamplingParams, body: GenerationRequest, *, logprobs: int | None, form: Mapping[str, Any]
+) -> SamplingParams:
+    """The server's defaults where the request is silent. form: what ``SamplingParams`` needs for the text's form.
 
     Raises a 400 that names the parameter for values out of range.
     """
@@ -77,8 +78,7 @@ def sampling_params(defaults: SamplingParams, body: GenerationRequest, *, logpro
     _check_alone("top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs", "logprobs", logprobs)
     if body.token_limit is not None:
         given["max_tokens"] = body.token_limit
-    given |= form_params(body)
-    return replace(defaults, logprobs=logprobs, **given)
+    return replace(defaults, logprobs=logprobs, **given, **form)
 
 
 def _check_alone(param: str, name: str, value: Any) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from typing_extensions import override
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
+from elastikv.server.chat import Chat, make_chat, message
 from elastikv.server.description import content, errors
-from elastikv.server.generation import Step, make_jobs, sampling_params
-from elastikv.server.prompts import chat_prompt, check_chat
+from elastikv.server.generation import Step
 from elastikv.server.replies import Reply, answer, json_logprob
 from elastikv.server.schemas import ChatRequest
 from elastikv.server.state import ServerState, ready_state
@@ -23,11 +24,8 @@ async def chat_completions(
     body: ChatRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
 ) -> Response:
     """A reply to a conversation, whole or as server-sent events."""
-    check_chat(body, state)
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(state.settings.sampling, body, logprobs=logprobs)
-    jobs = make_jobs([await chat_prompt(body, state)], params, body.n_choices)
-    return await answer(request, state, body, jobs, ChatReply(state, body.n_choices))
+    chat = await make_chat(body, state)
+    return await answer(request, state, body, chat.jobs, ChatReply(state, body.n_choices, chat))
 
 
 class ChatReply(Reply):
@@ -37,24 +35,37 @@ class ChatReply(Reply):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    def __init__(self, state: ServerState, n_choices: int, chat: Chat) -> None:
+        super().__init__(state, n_choices)
+        self._parsers = [chat.parser() for _ in chat.jobs]
+        self._has_called: set[int] = set()
+
     @override
     def opening(self, index: int) -> dict[str, Any]:
         return _choice(index, delta={"role": "assistant", "content": ""}, logprobs=None, finish_reason=None)
 
     @override
     def piece(self, step: Step) -> dict[str, Any]:
-        delta = step.delta
-        content = {"content": delta.text} if delta.text else {}
-        return _choice(step.index, delta=content, logprobs=_logprobs(delta.logprobs), finish_reason=delta.finish_reason)
+        delta, parser = step.delta, self._parsers[step.index]
+        news = message([*parser.feed(delta.text), *(parser.finish() if step.output else ())])
+        reason = self._finish_reason(step.index, news, delta.finish_reason)
+        return _choice(step.index, delta=news, logprobs=_logprobs(delta.logprobs), finish_reason=reason)
 
     @override
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
-        return _choice(
-            index,
-            message={"role": "assistant", "content": output.text, "refusal": None},
-            logprobs=_logprobs(output.logprobs),
-            finish_reason=output.finish_reason,
-        )
+        parser = self._parsers[index]
+        whole = message([*parser.feed(output.text), *parser.finish()])
+        reason = self._finish_reason(index, whole, output.finish_reason)
+        for call in whole.get("tool_calls", ()):
+            del call["index"]
+        content = None if "tool_calls" in whole else ""
+        whole = {"role": "assistant", "content": content, "refusal": None, **whole}
+        return _choice(index, message=whole, logprobs=_logprobs(output.logprobs), finish_reason=reason)
+
+    def _finish_reason(self, index: int, news: Mapping[str, Any], reason: str | None) -> str | None:
+        if "tool_calls" in news:
+            self._has_called.add(index)
+        return "tool_calls" if reason == "stop" and index in self._has_called else reason
 
 
 def _choice(index: int, **members: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.server.description import content, errors
+from elastikv.server.forms import form_params
 from elastikv.server.generation import Step, make_jobs, sampling_params
 from elastikv.server.prompts import check_completion, completion_prompts
 from elastikv.server.replies import Reply, answer, json_logprob
@@ -25,7 +26,7 @@ async def completions(
 ) -> Response:
     """Text that follows one or several prompts, whole or as server-sent events."""
     check_completion(body, state)
-    params = sampling_params(state.settings.sampling, body, logprobs=body.logprobs)
+    params = sampling_params(state.settings.sampling, body, logprobs=body.logprobs, form=form_params(body))
     jobs = make_jobs(await completion_prompts(body, state), params, body.n_choices)
     return await answer(request, state, body, jobs, CompletionReply(state, body.n_choices))
 

@@ -19,8 +19,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     # The form of the text.
     "structural_tag": (),
     # Tools, and other things to hear or say than text.
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -81,7 +79,12 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 """Values that ask for what happens anyway. Null always does."""
 
+REFUSED_IN_TEXT: dict[str, tuple[Any, ...]] = {"tools": ([],), "tool_choice": ("none", "auto")}
+"""What only a chat can be given."""
+
 _REMEDIES = {
+    "tools": "use /v1/chat/completions",
+    "tool_choice": "use /v1/chat/completions",
     "n_probs": "use logprobs",
     "repetition_penalty": "use repeat_penalty",
     "reasoning_effort": "templates that know it take it from chat_template_kwargs",
@@ -89,8 +92,9 @@ _REMEDIES = {
 }
 
 
-def refuse_unserved(members: Mapping[str, Any]) -> None:
+def refuse_unserved(members: Mapping[str, Any], *, is_chat: bool) -> None:
     """A 400 that names the first of ``members`` that wants what is not served."""
+    refused = REFUSED if is_chat else {**REFUSED, **REFUSED_IN_TEXT}
     for name, value in members.items():
-        if value is not None and name in REFUSED and value not in REFUSED[name]:
+        if value is not None and name in refused and value not in refused[name]:
             raise not_supported(name, f"{name} is not supported; {_REMEDIES.get(name, 'leave it out')}")

@@ -19,6 +19,7 @@ from elastikv.server.schemas import (
     parsed_arguments,
 )
 from elastikv.server.state import ServerState
+from elastikv.server.tools import as_text, knows_tools, offered_tools
 
 
 def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> None:
@@ -31,7 +32,7 @@ def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> Non
 
 def check_common(body: GenerationRequest, state: ServerState) -> None:
     """Refuse what neither chat nor text completions can be given: raises APIError."""
-    refuse_unserved(body.model_extra or {})
+    refuse_unserved(body.model_extra or {}, is_chat=isinstance(body, ChatRequest))
     if body.logit_bias:
         check_token_ids(list(body.logit_bias), state, "logit_bias")
 
@@ -43,19 +44,24 @@ def check_chat(body: ChatRequest, state: ServerState) -> None:
         raise APIError(400, "the model has no chat template; use /v1/completions", param="messages")
 
 
-async def chat_prompt(body: ChatRequest, state: ServerState) -> list[int]:
+async def chat_prompt(body: ChatRequest, state: ServerState) -> str:
     """The conversation as the model's template writes it, up to where the reply begins."""
     tokenizer = state.ready_engine().llm.tokenizer
-    options = body.chat_template_kwargs or {}
+    tools = offered_tools(body)
+    options: dict[str, Any] = dict(body.chat_template_kwargs or {})
     messages = template_messages(body.messages)
+    if knows_tools(tokenizer.chat_template):
+        options |= {"tools": tools} if tools else {}
+    else:
+        messages = as_text(messages, tools)
     try:
-        return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **options)
+        return await asyncio.to_thread(tokenizer.render_chat, messages, **options)
     except InvalidRequest:
         # A few templates (DeepSeek's) join the arguments of a call to a string instead of writing them as JSON.
-        as_text = template_messages(body.messages, arguments_as_text=True)
-        if as_text == messages:
+        with_text = template_messages(body.messages, arguments_as_text=True)
+        if with_text == template_messages(body.messages):
             raise
-        return await asyncio.to_thread(tokenizer.apply_chat_template, as_text, **options)
+        return await asyncio.to_thread(tokenizer.render_chat, with_text, **options)
 
 
 def template_messages(messages: Sequence[ChatMessage], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:

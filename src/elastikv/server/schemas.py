@@ -204,6 +204,35 @@ class ChatMessage(OpenBody):
     tool_call_id: Text | None = None
 
 
+class Function(OpenBody):
+    """``parameters``: a JSON Schema of an object."""
+
+    name: Text = Field(min_length=1)
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(OpenBody):
+    """Something that the model may call; only functions are served."""
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class FunctionName(OpenBody):
+    """A function by its name."""
+
+    name: Text
+
+
+class NamedTool(OpenBody):
+    """The one tool that is to be called."""
+
+    type: Literal["function"] = "function"
+    function: FunctionName
+
+
 class ChatRequest(GenerationRequest):
     """A conversation to reply to, and how."""
 
@@ -212,6 +241,9 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Int | None = Field(None, le=INT32_MAX)
     chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     @override

@@ -36,7 +36,7 @@ class Tokenizer:
 
     ``backend``: None for a model that came without one: token ids come and go, and what needs text is refused with
     InvalidRequest. ``special_tokens``: texts that the template may refer to, by their names in transformers
-    (``"bos_token"``, ...).
+    (``"bos_token"``, ...). ``response_template``: how to read a reply, as transformers' parser takes it.
     """
 
     def __init__(
@@ -46,11 +46,13 @@ class Tokenizer:
         eos_token_ids: Sequence[int] = (),
         chat_template: str | None = None,
         special_tokens: Mapping[str, str] | None = None,
+        response_template: Mapping[str, Any] | None = None,
     ) -> None:
         self.backend = backend
         self.eos_token_ids = tuple(eos_token_ids)
         self.chat_template = chat_template
         self.special_tokens = dict(special_tokens or {})
+        self.response_template = response_template
 
     @property
     def n_vocab(self) -> int:

@@ -31,7 +31,11 @@ def read_hf_tokenizer(folder: Path, eos_token_ids: Sequence[int]) -> Tokenizer:
     if backend is not None and not eos and "eos_token" in special:
         eos = [token for token in (backend.token_to_id(special["eos_token"]),) if token is not None]
     return Tokenizer(
-        backend, eos_token_ids=eos, chat_template=_read_chat_template(folder, config), special_tokens=special
+        backend,
+        eos_token_ids=eos,
+        chat_template=_read_chat_template(folder, config),
+        special_tokens=special,
+        response_template=_read_response_template(folder, config),
     )
 
 
@@ -74,6 +78,20 @@ def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     if isinstance(template, list):  # several, by name
         named = {entry["name"]: entry["template"] for entry in template}
         return named.get("default")
+    return template
+
+
+def _read_response_template(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    from transformers.utils.chat_parsing.response_templates import load_response_template
+
+    template: Mapping[str, Any] | None = config.get("response_template")
+    if template is None:
+        return None
+    try:
+        load_response_template(dict(template))
+    except (ValueError, TypeError, KeyError) as error:
+        _log.warning("%s: the response_template is not used (%s)", folder, error)
+        return None
     return template
 
 

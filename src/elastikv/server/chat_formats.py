@@ -1,0 +1,186 @@
+"""How families of models write calls of functions and thoughts, told by the words of their chat templates.
+
+A model that comes with a ``response_template`` of transformers' says so itself; this table is for all others. To add a
+family is to add an entry.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elastikv.weights.tokenizer import Tokenizer
+
+THINK = ("<think>", "</think>")
+"""Texts around thoughts: of nearly all open models that think."""
+
+_NO_CALL = {"content": "json", "content_args": {"allow_non_json": True}, "repeats": True}
+_JSON_HEAD = r'\s*\{\s*"name"\s*:\s*"(?P<name>(?:[^"\\]|\\.)+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
+_JSON_STYLE = {"lenient": True, "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFormat:
+    """One family's way to call functions.
+
+    marks: texts that all stand in its chat templates. region: where a call stands in a reply, as transformers'
+    ``response_template`` describes a field. head: what of a region comes before the arguments, if they are JSON and can
+    be streamed. before, after: what a call has around its arguments, with ``{name}`` for the function's name. opening,
+    closing: what stands around all calls, between: between two of them (None: there is only one). end: the text that
+    ends a call, where there is one. is_xml: arguments are tags of Qwen3.5's kind instead of JSON.
+    """
+
+    marks: tuple[str, ...]
+    region: Mapping[str, Any]
+    head: str | None = _JSON_HEAD
+    before: str
+    after: str
+    opening: str = ""
+    closing: str = ""
+    between: str | None = None
+    end: str | None = None
+    is_xml: bool = False
+
+
+HERMES = CallFormat(
+    marks=("<tool_call>", '"arguments"'),
+    region={**_NO_CALL, "open_pattern": r"\s*<tool_call>", "close": "</tool_call>"},
+    before='<tool_call>\n{"name": "{name}", "arguments": ',
+    after="}\n</tool_call>",
+    between="\n",
+    end="</tool_call>",
+)
+_FAMILIES = (
+    CallFormat(  # Qwen3.5, Qwen3-Coder
+        marks=("<tool_call>", "<function=", "<parameter="),
+        region={
+            "open_pattern": r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
+            "close_pattern": r"</function>\s*</tool_call>",
+            "repeats": True,
+            "content": "xml-inline",
+            "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"},
+            "transform": {"function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        head=None,
+        before="<tool_call>\n<function={name}>\n",
+        after="</function>\n</tool_call>",
+        between="\n",
+        end="</tool_call>",
+        is_xml=True,
+    ),
+    HERMES,
+    CallFormat(  # Mistral, from its eleventh tokenizer on
+        marks=("[TOOL_CALLS]", "[ARGS]"),
+        region={"open": "[TOOL_CALLS]", "close_pattern": r"(?=\[TOOL_CALLS\])", "repeats": True},
+        head=r"\s*(?P<name>[\w.-]+)\[ARGS\]\s*",
+        before="[TOOL_CALLS]{name}[ARGS]",
+        after="",
+        between="",
+    ),
+    CallFormat(  # Mistral before
+        marks=("[TOOL_CALLS]",),
+        region={**_NO_CALL, "open": "[TOOL_CALLS]"},
+        head=None,
+        before='{"name": "{name}", "arguments": ',
+        after="}",
+        opening="[TOOL_CALLS][",
+        between=", ",
+        closing="]",
+    ),
+    CallFormat(  # DeepSeek V3.1
+        marks=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
+        region={
+            "open_pattern": r"\s*(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>",
+            "close": "<｜tool▁call▁end｜>",
+            "repeats": True,
+        },
+        head=r"(?P<name>[^<\n]+)<｜tool▁sep｜>",
+        before="<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>",
+        after="<｜tool▁call▁end｜>",
+        opening="<｜tool▁calls▁begin｜>",
+        between="",
+        closing="<｜tool▁calls▁end｜>",
+        end="<｜tool▁call▁end｜>",
+    ),
+    CallFormat(  # Llama 3
+        marks=("<|start_header_id|>", '"parameters"'),
+        region={**_NO_CALL, "open_pattern": r'^\s*(?:<\|python_tag\|>|(?=\{\s*"name"))'},
+        before='{"name": "{name}", "parameters": ',
+        after="}",
+    ),
+)
+
+
+def knows_tools(chat_template: str | None) -> bool:
+    """Whether a template writes the tools that it is given."""
+    return re.search(r"\btools\b|\btool_calls\b", chat_template or "") is not None
+
+
+def call_format(chat_template: str) -> CallFormat | None:
+    """How models with this template call functions; None where nothing here fits."""
+    if not knows_tools(chat_template):
+        return HERMES  # it never heard of tools: ``tools.as_text`` tells it of them in these words
+    return next((family for family in _FAMILIES if all(mark in chat_template for mark in family.marks)), None)
+
+
+def thinks(chat_template: str) -> bool:
+    """Whether models with this template think between ``THINK``."""
+    return THINK[1] in chat_template
+
+
+def calls_grammar(
+    family: CallFormat, functions: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, several: bool
+) -> str:
+    """A grammar, in llguidance's notation, of nothing but calls of these functions with arguments that are valid."""
+    rules: list[str] = []
+    for i, function in enumerate(functions):
+        schema = function.get("parameters") or {"type": "object", "properties": {}}
+        before = family.before.replace("{name}", _escaped(function["name"], family))
+        arguments, tags = _xml_arguments(schema, i) if family.is_xml else (f"%json {styled(schema)}", [])
+        rules += [f"call_{i}: {_literal(before, tokenizer)} args_{i} {_literal(family.after, tokenizer)}"]
+        rules += [f"args_{i}: {arguments}", *tags]
+    one = "call: " + " | ".join(f"call_{i}" for i in range(len(functions)))
+    more = f" ({_literal(family.between, tokenizer)} call)*" if several and family.between is not None else ""
+    calls = f"calls: {_literal(family.opening, tokenizer)} call{more} {_literal(family.closing, tokenizer)}"
+    return "\n".join([calls, one, *rules, ""])
+
+
+def styled(schema: Mapping[str, Any]) -> str:
+    """A schema inside a grammar: written as ``json.dumps`` writes, and what cannot be enforced left to the model."""
+    return json.dumps({**schema, "x-guidance": _JSON_STYLE})
+
+
+def _escaped(name: str, family: CallFormat) -> str:
+    return json.dumps(name, ensure_ascii=False)[1:-1] if '"{name}"' in family.before else name
+
+
+def _literal(text: str | None, tokenizer: Tokenizer) -> str:
+    """A text in a grammar; special tokens in it are named by their ids, for no other token may spell them."""
+    if not text:
+        return '""'
+    added = tokenizer.require_backend().get_added_tokens_decoder()
+    special = {token.content: token_id for token_id, token in added.items() if token.special}
+    cuts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+    return " ".join(f"<[{special[cut]}]>" if cut in special else json.dumps(cut) for cut in cuts if cut)
+
+
+def _xml_arguments(schema: Mapping[str, Any], i: int) -> tuple[str, list[str]]:
+    """Tags in the order of the properties; texts are free, everything else is JSON."""
+    rules, tags = [], []
+    definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    for n, (key, value) in enumerate((schema.get("properties") or {}).items()):
+        name = f"arg_{i}_{n}"
+        is_text = isinstance(value, dict) and value.get("type") == "string"
+        if is_text and all(isinstance(choice, str) for choice in value.get("enum", [None])):
+            rules.append(f'{name}: ({" | ".join(map(json.dumps, value["enum"]))}) "\\n</parameter>\\n"')
+        elif is_text:
+            rules.append(f'{name}[suffix="\\n</parameter>\\n"]: /(?s:.*)/')
+        else:
+            rules.append(f'{name}: {name}_json "\\n</parameter>\\n"')
+            rules.append(f"{name}_json: %json {styled({**definitions, **value} if isinstance(value, dict) else {})}")
+        tag = f"{json.dumps(f'<parameter={key}>' + chr(10))} {name}"
+        tags.append(tag if key in schema.get("required", ()) else f"({tag})?")
+    return " ".join(tags) or '""', rules
