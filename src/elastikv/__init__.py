@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from elastikv.engine.llm import LLM
     from elastikv.engine.options import SchedulerOptions
     from elastikv.engine.outputs import Delta, GenerationOutput, Timings, TokenLogprobs, TopLogprob
-    from elastikv.engine.params import SamplingParams
+    from elastikv.engine.params import Reasoning, SamplingParams
     from elastikv.engine.stats import EngineStats, SessionInfo
     from elastikv.integrations.transformers_cache import ElasticCache
     from elastikv.memory.base import MemoryStats, SequenceStats
@@ -46,6 +46,7 @@ __all__ = [
     "ModelError",
     "PromptTooLong",
     "QueueFull",
+    "Reasoning",
     "SamplingParams",
     "SchedulerOptions",
     "SequenceStats",
@@ -66,6 +67,7 @@ _MODULES = {
     "Timings": "elastikv.engine.outputs",
     "TokenLogprobs": "elastikv.engine.outputs",
     "TopLogprob": "elastikv.engine.outputs",
+    "Reasoning": "elastikv.engine.params",
     "SamplingParams": "elastikv.engine.params",
     "SchedulerOptions": "elastikv.engine.options",
     "EngineStats": "elastikv.engine.stats",

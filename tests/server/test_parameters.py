@@ -31,13 +31,18 @@ ASKING = {
 }
 
 
-@pytest.mark.parametrize("path_and_body", [CHAT, TEXT], ids=["chat", "text"])
-@pytest.mark.parametrize("name", list(parameters.REFUSED))
+CASES = [(CHAT, parameters.REFUSED), (TEXT, {**parameters.REFUSED, **parameters.REFUSED_IN_TEXT})]
+
+
+@pytest.mark.parametrize(
+    ("path_and_body", "name"), [(path_and_body, name) for path_and_body, refused in CASES for name in refused]
+)
 def test_what_would_change_the_answer_is_refused_by_name(
     server: RunningServer, path_and_body: tuple[str, dict], name: str
 ) -> None:
     path, body = path_and_body
-    for value in (None, *parameters.REFUSED[name]):
+    refused = {**parameters.REFUSED, **parameters.REFUSED_IN_TEXT}
+    for value in (None, *refused[name]):
         assert server.post(path, **body, **{name: value}).status_code == 200, value
     response = server.post(path, **body, **{name: ASKING.get(name, "something else")})
     assert response.status_code == 400
@@ -47,8 +52,9 @@ def test_what_would_change_the_answer_is_refused_by_name(
 
 
 def test_the_table_has_all_that_was_found_and_nothing_that_is_served() -> None:
-    assert set(ASKING) <= set(parameters.REFUSED)
+    assert set(ASKING) <= {*parameters.REFUSED, *parameters.REFUSED_IN_TEXT}
     assert not set(parameters.REFUSED) & {*ChatRequest.model_fields, *CompletionRequest.model_fields}
+    assert not set(parameters.REFUSED_IN_TEXT) & set(CompletionRequest.model_fields)
 
 
 def test_members_that_change_nothing_are_ignored(server: RunningServer) -> None:

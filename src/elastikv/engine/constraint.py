@@ -79,7 +79,7 @@ class Constraint:
         return is_stopped
 
     def allowed(self) -> np.ndarray:
-        """bool ``[n_vocab]``: the tokens that may follow, end tokens included where the text may end."""
+        """bool ``[n_vocab]``, the caller's own: what may follow, end tokens included where the text may end."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         return np.unpackbits(bits, count=self._n_vocab, bitorder="little").view(bool)

@@ -27,6 +27,27 @@ _WHOLE_NUMBERS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reasoning:
+    """How a model thinks before it answers. Raises InvalidRequest.
+
+    start, end: what stands around its thoughts. is_open: the prompt has the start already.
+    budget: tokens that the thoughts may take; then ``end`` follows whatever the model would say (None: no bound).
+    """
+
+    start: str = "<think>"
+    end: str = "</think>"
+    is_open: bool = False
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not getattr(self, name) or not isinstance(getattr(self, name), str):
+                raise InvalidRequest(f"{name} must be a non-empty text, got {getattr(self, name)!r}")
+        if self.budget is not None:
+            whole_number("budget", self.budget, 0, None, "None sets no bound")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop. Defaults are llama.cpp's; ``temperature=0`` is greedy.
 
@@ -46,6 +67,8 @@ class SamplingParams:
     logit_bias: added to the logits of these token ids, -100..100.
     ignore_eos: the model may not end the text.
     skip_special_tokens: leave special tokens out of the text.
+
+    reasoning: how the model thinks, if it does; the form of a text, and its end by that form, are its answer's.
 
     At most one of these gives the text a form; tokens that would leave it cannot be chosen:
     json_schema: a JSON Schema, as a mapping or as JSON. grammar: in llama.cpp's GBNF, with a rule ``root`` (or, from
@@ -68,6 +91,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    reasoning: Reasoning | None = None
     json_schema: Mapping[str, Any] | bool | str | None = None
     grammar: str | None = None
     regex: str | None = None
@@ -97,6 +121,7 @@ class SamplingParams:
             object.__setattr__(self, "choice", _checked_choice(self.choice))
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", _checked_schema(self.json_schema))
+        instance("reasoning", self.reasoning, (Reasoning, type(None)), "Reasoning")
         forms = [name for name in _FORMS if getattr(self, name) is not None]
         if len(forms) > 1:
             raise InvalidRequest(f"give only one of {', '.join(_FORMS)}; got {' and '.join(forms)}")

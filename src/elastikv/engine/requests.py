@@ -11,6 +11,7 @@ import numpy as np
 from elastikv.engine.constraint import Constraint
 from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
+from elastikv.engine.reasoning import Thoughts
 from elastikv.engine.sampling import Sampler, top_logprobs
 from elastikv.engine.sessions.session import Session
 from elastikv.engine.text import TextStream
@@ -52,6 +53,8 @@ class Request:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._sampler = Sampler(params, eos_token_ids)
         self._constraint = constraint
+        self._thoughts = None if params.reasoning is None else Thoughts(params.reasoning, tokenizer)
+        self._due: deque[int] = deque(self._thoughts.closing() if self._thoughts else ())
         self._text = TextStream(tokenizer.stream_decoder(params.skip_special_tokens), params.stops)
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self._started: float | None = None
@@ -83,7 +86,7 @@ class Request:
         try:
             token_id = self._choose(logits)
             logprobs = None if self._logprobs is None else self._logprobs_of(token_id, logits)
-            token_ids = [token_id, *self._forced(token_id)]
+            token_ids = [token_id, *self._following(token_id)]
         except InvalidRequest as error:  # a form that only now turns out too complex
             self.cut(error, now)
             return
@@ -92,18 +95,36 @@ class Request:
         self._take(token_ids, logprobs, n_ctx, now)
 
     def _choose(self, logits: np.ndarray) -> int:
-        constraint = self._constraint
-        return self._sampler.sample(logits, self.token_ids, None if constraint is None else constraint.allowed())
+        return self._due.popleft() if self._due else self._sampler.sample(logits, self.token_ids, self._allowed())
 
-    def _forced(self, token_id: int) -> list[int]:
-        """What the form of the text adds to a token without a choice; with log probabilities each has its own step."""
-        if self._constraint is None or token_id in self._eos_token_ids:
-            return []
-        self._constraint.accept(token_id)
-        forced = [] if self._logprobs is not None else self._constraint.forced()
-        for other in forced:
-            self._constraint.accept(other)
-        return forced
+    def _allowed(self) -> np.ndarray | None:
+        """What the form of the text allows. Thoughts have none, and may come before it."""
+        thoughts, constraint = self._thoughts, self._constraint
+        if constraint is None or (thoughts is not None and thoughts.is_open):
+            return None
+        allowed = constraint.allowed()
+        if thoughts is not None and thoughts.may_start:
+            allowed[thoughts.start_id] = True
+        return allowed
+
+    def _following(self, token_id: int) -> list[int]:
+        """The tokens that must follow without a choice; with log probabilities each of them has its own step."""
+        following: list[int] = []
+        self._note(token_id)
+        while self._due and self._logprobs is None:
+            following.append(self._due.popleft())
+            self._note(following[-1])
+        return following
+
+    def _note(self, token_id: int) -> None:
+        if token_id in self._eos_token_ids:
+            return
+        if self._thoughts is not None and self._thoughts.takes(token_id):
+            self._due.extend(self._thoughts.closing())
+        elif self._constraint is not None:
+            self._constraint.accept(token_id)
+            if not self._due and self._logprobs is None:
+                self._due.extend(self._constraint.forced())
 
     def _take(self, token_ids: Sequence[int], logprobs: TokenLogprobs | None, n_ctx: int, now: float) -> None:
         """Append tokens, up to the one that ends the generation, if one does."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from elastikv.engine.params import SamplingParams
+from elastikv.engine.params import Reasoning, SamplingParams
 from elastikv.server.chat_formats import THINK, CallFormat, call_format, thinks
 from elastikv.server.chat_parser import MessageParser, Piece, response_template
 from elastikv.server.forms import form_params
@@ -31,10 +31,12 @@ class Chat:
     prefix: str
     head: str | None
     tools: list[dict[str, Any]]
+    hides_thoughts: bool
 
     def parser(self) -> MessageParser:
         """For one reply."""
-        return MessageParser(self.template, self.prefix, head=self.head, tools=self.tools)
+        hides = self.hides_thoughts
+        return MessageParser(self.template, self.prefix, head=self.head, tools=self.tools, hides_thoughts=hides)
 
 
 async def make_chat(body: ChatRequest, state: ServerState) -> Chat:
@@ -49,12 +51,14 @@ async def make_chat(body: ChatRequest, state: ServerState) -> Chat:
     token_ids = await asyncio.to_thread(tokenizer.encode, prompt, add_special=False)
     tools = offered_tools(body)
     family = call_format(tokenizer.chat_template or "") if tools else None
-    template, prefix = _reading(tokenizer, family, prompt)
+    template, prefix = _reading(tokenizer, family, prompt, splits=body.reasoning_format != "none")
+    params = replace(params, reasoning=_reasoning(body, tokenizer, prompt))
     if template is not None:
         # What a parser looks for may be special tokens.
         params = replace(params, skip_special_tokens=False, stop=_stops(body, params, family))
     head = family.head if family is not None and tokenizer.response_template is None else None
-    return Chat(make_jobs([token_ids], params, body.n_choices), template, prefix, head, tools)
+    jobs = make_jobs([token_ids], params, body.n_choices)
+    return Chat(jobs, template, prefix, head, tools, hides_thoughts=body.include_reasoning is False)
 
 
 def _stops(body: ChatRequest, params: SamplingParams, family: CallFormat | None) -> Sequence[str]:
@@ -64,12 +68,30 @@ def _stops(body: ChatRequest, params: SamplingParams, family: CallFormat | None)
     return (*params.stops, family.end)
 
 
-def _reading(tokenizer: Tokenizer, family: CallFormat | None, prompt: str) -> tuple[Mapping[str, Any] | None, str]:
-    """What the parser looks for, and what it has to know of the prompt."""
-    if tokenizer.response_template is not None:
-        return tokenizer.response_template, prompt
-    is_open = prompt.rstrip().endswith(THINK[0])
-    return response_template(family, thinks=thinks(tokenizer.chat_template or "")), THINK[0] if is_open else ""
+def _reasoning(body: ChatRequest, tokenizer: Tokenizer, prompt: str) -> Reasoning | None:
+    """What the engine has to know of thoughts: their bound, and that a form begins after them."""
+    is_over = prompt.rstrip().endswith(THINK[1])  # the template has closed them, for there are to be none
+    if not thinks(tokenizer.chat_template or "") or is_over:
+        return None
+    return Reasoning(start=THINK[0], end=THINK[1], is_open=_is_open(prompt), budget=body.thinking_budget)
+
+
+def _reading(
+    tokenizer: Tokenizer, family: CallFormat | None, prompt: str, *, splits: bool
+) -> tuple[Mapping[str, Any] | None, str]:
+    """What the parser looks for, and what it has to know of the prompt. splits: thoughts from content."""
+    own = tokenizer.response_template
+    if own is not None and splits:
+        return own, prompt
+    if own is not None:
+        fields = {name: field for name, field in own["fields"].items() if name in ("content", "tool_calls")}
+        return {**own, "fields": fields}, prompt
+    has_thoughts = splits and thinks(tokenizer.chat_template or "")
+    return response_template(family, thinks=has_thoughts), THINK[0] if has_thoughts and _is_open(prompt) else ""
+
+
+def _is_open(prompt: str) -> bool:
+    return prompt.rstrip().endswith(THINK[0])
 
 
 def message(pieces: Iterable[Piece]) -> dict[str, Any]:

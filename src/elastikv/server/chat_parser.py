@@ -41,7 +41,7 @@ class MessageParser:
     """One reply.
 
     prefix: what of it the prompt has already (``<think>``), or, for a model's own template, the whole prompt.
-    head: see ``CallFormat``.
+    head: see ``CallFormat``. hides_thoughts: they are found, but no pieces.
     """
 
     def __init__(
@@ -51,11 +51,13 @@ class MessageParser:
         *,
         head: str | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
+        hides_thoughts: bool = False,
     ) -> None:
         from transformers.utils.chat_parsing import ResponseParser
 
         self._parser = None if template is None else ResponseParser(template, prefix=prefix, tools=list(tools))
         self._head = head and re.compile(head, re.DOTALL)
+        self._hides_thoughts = hides_thoughts
         self._space = ""  # white space at a part's end, which is not shown unless more of the part follows
         self._at: str | None = None  # the part that was shown last
         self._call: _Call | None = None
@@ -105,7 +107,7 @@ class MessageParser:
         if not shown:
             return []
         self._at = kind
-        return [Piece(kind, shown)]
+        return [] if kind == "reasoning" and self._hides_thoughts else [Piece(kind, shown)]
 
     def _of_call(self, event: Mapping[str, Any]) -> list[Piece]:
         self._at = "call"

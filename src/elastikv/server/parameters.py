@@ -34,13 +34,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "echo": (False,),
     "suffix": ("",),
-    # Thoughts: they stay in the text, as the model writes them.
-    "reasoning_format": ("none",),
-    "reasoning_effort": (),
-    "reasoning_budget_tokens": (-1,),
-    "thinking_budget_tokens": (-1,),
-    "thinking_token_budget": (),
-    "include_reasoning": (True,),
     "verbosity": ("medium",),
     # Sampling.
     "samplers": (LLAMA_CPP_SAMPLERS,),
@@ -79,7 +72,18 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 """Values that ask for what happens anyway. Null always does."""
 
-REFUSED_IN_TEXT: dict[str, tuple[Any, ...]] = {"tools": ([],), "tool_choice": ("none", "auto")}
+REFUSED_IN_TEXT: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    # Thoughts: they stay in the text, as the model writes them.
+    "reasoning_format": ("none",),
+    "reasoning_effort": (),
+    "reasoning_budget_tokens": (-1,),
+    "thinking_budget_tokens": (-1,),
+    "thinking_token_budget": (-1,),
+    "include_reasoning": (True,),
+    "enable_thinking": (),
+}
 """What only a chat can be given."""
 
 _REMEDIES = {
@@ -87,7 +91,6 @@ _REMEDIES = {
     "tool_choice": "use /v1/chat/completions",
     "n_probs": "use logprobs",
     "repetition_penalty": "use repeat_penalty",
-    "reasoning_effort": "templates that know it take it from chat_template_kwargs",
     "echo": "the client has the prompt already",
 }
 

@@ -48,7 +48,7 @@ async def chat_prompt(body: ChatRequest, state: ServerState) -> str:
     """The conversation as the model's template writes it, up to where the reply begins."""
     tokenizer = state.ready_engine().llm.tokenizer
     tools = offered_tools(body)
-    options: dict[str, Any] = dict(body.chat_template_kwargs or {})
+    options = body.template_options
     messages = template_messages(body.messages)
     if knows_tools(tokenizer.chat_template):
         options |= {"tools": tools} if tools else {}
@@ -79,6 +79,8 @@ def _template_message(index: int, message: ChatMessage, arguments_as_text: bool)
         raise not_supported(f"messages.{index}.function_call", "function_call is not supported; use tool_calls")
     turn["role"] = "system" if message.role == "developer" else message.role
     turn["content"] = _text(index, message)
+    if "reasoning" in turn:  # as vLLM and OpenRouter call it
+        turn.setdefault("reasoning_content", turn["reasoning"])
     for call in turn.get("tool_calls", ()):
         arguments = parsed_arguments(call["function"].get("arguments"))
         call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False) if arguments_as_text else arguments

@@ -44,6 +44,7 @@ def _not_zero(n_predict: int) -> int:
 Text = Annotated[str, AfterValidator(_encodable)]
 Int = Annotated[int, BeforeValidator(_whole_number)]
 TokenId = Annotated[Int, Field(ge=0, le=INT32_MAX)]
+Budget = Annotated[Int, Field(ge=-1, le=INT32_MAX)]
 MaxTokens = Annotated[Int, Field(ge=1, le=INT32_MAX)]
 
 
@@ -200,6 +201,7 @@ class ChatMessage(OpenBody):
     content: Text | list[TextPart] | None = None
     name: Text | None = None
     reasoning_content: Text | None = None
+    reasoning: Text | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: Text | None = None
 
@@ -244,12 +246,37 @@ class ChatRequest(GenerationRequest):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
+    reasoning_effort: Text | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning_budget_tokens: Budget | None = None
+    thinking_budget_tokens: Budget | None = None
+    thinking_token_budget: Budget | None = None
 
     @property
     @override
     def token_limit(self) -> int | None:
         """Tokens to generate at most; ``max_completion_tokens``, OpenAI's newer name, goes first."""
         return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """Tokens that thoughts may take, by whichever of its names; None: no bound."""
+        names = (self.reasoning_budget_tokens, self.thinking_budget_tokens, self.thinking_token_budget)
+        return next((budget for budget in names if budget is not None and budget >= 0), None)
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """What the chat template is told besides messages and tools."""
+        options: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            options["reasoning_effort"] = self.reasoning_effort
+            if self.reasoning_effort == "none":
+                options["enable_thinking"] = False
+        if self.enable_thinking is not None:
+            options["enable_thinking"] = self.enable_thinking
+        return options | (self.chat_template_kwargs or {})
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> ChatRequest:
