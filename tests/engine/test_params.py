@@ -29,7 +29,7 @@ from elastikv.errors import InvalidRequest
         ("frequency_penalty", -2.5),
         ("repeat_last_n", -2),
         ("seed", 0.5),
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("max_tokens", 2.0),
         ("logprobs", 21),
         ("logprobs", True),

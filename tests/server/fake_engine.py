@@ -33,7 +33,10 @@ class FakeTokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         return list(text.encode())
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def token_id(self, token: str) -> int | None:
+        return None
+
+    def decode(self, token_ids: Sequence[int], skip_special: bool = True) -> str:
         return bytes(token_id for token_id in token_ids if token_id < 256).decode(errors="replace")
 
     def render_chat(self, messages: Sequence[dict[str, str]], **options: object) -> str:
@@ -65,6 +68,7 @@ class FakeAsyncLLM:
         info = ModelInfo("fake", "fake-model", 1, N_VOCAB, 2048, (256,), 1000, "0123456789abcdef")
         self.llm = SimpleNamespace(
             tokenizer=FakeTokenizer(),
+            path="models/fake.gguf",
             model=SimpleNamespace(info=info),
             memory=SimpleNamespace(n_ctx=n_ctx),
             scheduler=SimpleNamespace(options=SimpleNamespace(n_parallel=n_parallel)),

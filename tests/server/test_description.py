@@ -25,7 +25,8 @@ def test_errors_are_those_that_come(label: str) -> None:
     assert "422" not in responses
     assert {"200", "403", "503"} <= responses
     assert ("401" in responses) is (label != "GET /health")
-    assert ("429" in responses) is label.endswith("completions")
+    generates = label.endswith(("completions", "completion", "infill", "responses", "messages"))
+    assert ("429" in responses) is generates
     assert ("404" in responses) is ("{" in label)
     if "requestBody" in operation:
         assert {"400", "408", "413", "415"} <= responses

@@ -17,7 +17,6 @@ TEXT = ("/v1/completions", {"prompt": "hello"})
 # What issue 12 found dropped, with a value that asks for something.
 ASKING = {
     "n_probs": 5,
-    "id_slot": 0,
     "cache_prompt": False,
     "samplers": ["top_k"],
     "mirostat": 2,
@@ -31,7 +30,16 @@ ASKING = {
 }
 
 
-CASES = [(CHAT, parameters.REFUSED), (TEXT, {**parameters.REFUSED, **parameters.REFUSED_IN_TEXT})]
+ALL = {
+    **parameters.REFUSED,
+    **parameters.REFUSED_BUT_BY_LLAMA,
+    **parameters.REFUSED_IN_TEXT,
+    **parameters.REFUSED_IN_CHAT,
+}
+CASES = [
+    (CHAT, {**parameters.REFUSED, **parameters.REFUSED_BUT_BY_LLAMA, **parameters.REFUSED_IN_CHAT}),
+    (TEXT, {**parameters.REFUSED, **parameters.REFUSED_BUT_BY_LLAMA, **parameters.REFUSED_IN_TEXT}),
+]
 
 
 @pytest.mark.parametrize(
@@ -41,8 +49,7 @@ def test_what_would_change_the_answer_is_refused_by_name(
     server: RunningServer, path_and_body: tuple[str, dict], name: str
 ) -> None:
     path, body = path_and_body
-    refused = {**parameters.REFUSED, **parameters.REFUSED_IN_TEXT}
-    for value in (None, *refused[name]):
+    for value in (None, *ALL[name]):
         assert server.post(path, **body, **{name: value}).status_code == 200, value
     response = server.post(path, **body, **{name: ASKING.get(name, "something else")})
     assert response.status_code == 400
@@ -52,9 +59,10 @@ def test_what_would_change_the_answer_is_refused_by_name(
 
 
 def test_the_table_has_all_that_was_found_and_nothing_that_is_served() -> None:
-    assert set(ASKING) <= {*parameters.REFUSED, *parameters.REFUSED_IN_TEXT}
+    assert set(ASKING) <= set(ALL)
     assert not set(parameters.REFUSED) & {*ChatRequest.model_fields, *CompletionRequest.model_fields}
     assert not set(parameters.REFUSED_IN_TEXT) & set(CompletionRequest.model_fields)
+    assert not set(parameters.REFUSED_IN_CHAT) & set(ChatRequest.model_fields)
 
 
 def test_members_that_change_nothing_are_ignored(server: RunningServer) -> None:
@@ -75,6 +83,7 @@ def test_members_that_change_nothing_are_ignored(server: RunningServer) -> None:
         ({"n_predict": 2, "max_tokens": 3}, 2),
         ({"n_predict": -1, "max_tokens": 3}, 5),
         ({"n_predict": None, "max_tokens": 3}, 3),
+        ({"max_tokens": -1}, 5),
     ],
 )
 def test_n_predict_is_max_tokens(server: RunningServer, wish: dict, n_tokens: int) -> None:
@@ -95,10 +104,8 @@ def test_a_seed_of_minus_one_is_none(server: RunningServer, engine: FakeAsyncLLM
 @pytest.mark.parametrize(
     ("wish", "param"),
     [
-        ({"n_predict": 0}, "n_predict"),
         ({"n_predict": -2}, "n_predict"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"max_completion_tokens": -2}, "max_completion_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"stop": [""]}, "stop"),

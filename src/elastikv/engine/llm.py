@@ -106,10 +106,11 @@ class LLM:
             "storage": storage_kind(kv_storage),
             **cell_types(kv_dtype),
         }
+        self.path = _model_path(model)
         self.events = EventLog(clock)
         self.budget = Budget.parse(kv_budget)
         self._runtime = load(
-            _model_path(model),
+            self.path,
             memory_options,
             self.budget,
             n_ctx,

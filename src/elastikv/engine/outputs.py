@@ -45,6 +45,7 @@ class GenerationOutput:
     ``"abort"`` ended by the caller, None: ended by an error.
     token_ids: all that were generated, those of a stop string and the end token included.
     cached_tokens: how many of the prompt's tokens were not computed again.
+    stop: the stop string that has ended it, if one has.
     """
 
     text: str
@@ -54,6 +55,7 @@ class GenerationOutput:
     cached_tokens: int
     logprobs: list[TokenLogprobs] | None
     timings: Timings
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

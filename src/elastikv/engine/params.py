@@ -21,7 +21,7 @@ _WHOLE_NUMBERS = (
     ("top_k", 0, None, "0 keeps all tokens"),
     ("repeat_last_n", -1, None, "-1 looks at all tokens"),
     ("seed", None, None, "None draws a fresh one"),
-    ("max_tokens", 1, None, "None sets no bound"),
+    ("max_tokens", 0, None, "None sets no bound"),
     ("logprobs", 0, MAX_LOGPROBS, "None switches them off"),
 )
 
@@ -61,7 +61,7 @@ class SamplingParams:
     presence_penalty, frequency_penalty: subtracted once, or per occurrence, for recent tokens (0: off).
     repeat_last_n: how many tokens, prompt included, count as recent for the three penalties (-1: all).
     seed: makes the choices reproducible; None draws a fresh one.
-    max_tokens: tokens to generate at most; None: until the model stops or n_ctx is reached.
+    max_tokens: tokens to generate at most; 0 computes the prompt only; None: until the model stops or n_ctx is reached.
     stop: strings that end the text, and are not part of it.
     logprobs: report each token's log probability, and those of this many most likely tokens (None: off).
     logit_bias: added to the logits of these token ids, -100..100.

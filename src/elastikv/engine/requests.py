@@ -83,6 +83,9 @@ class Request:
 
     def accept(self, logits: np.ndarray, n_ctx: int, now: float) -> None:
         """Choose the next token from float32 ``[n_vocab]`` and say what it means, and what must follow it."""
+        if self.params.max_tokens == 0:
+            self._tell("", [], None, "length", now)
+            return
         try:
             token_id = self._choose(logits)
             logprobs = None if self._logprobs is None else self._logprobs_of(token_id, logits)
@@ -175,6 +178,7 @@ class Request:
             cached_tokens=self.cached_tokens,
             logprobs=self._logprobs,
             timings=self._timings(now),
+            stop=self._text.stop,
         )
 
     def _tell(

@@ -29,7 +29,12 @@ class TextStream:
         self._stops = tuple(stops)
         self._held = ""
         self._shown: list[str] = []
-        self.stopped = False
+        self.stop: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.stop is not None
 
     @property
     def text(self) -> str:
@@ -52,10 +57,10 @@ class TextStream:
 
     def _look_for_stop(self) -> None:
         """Truncate the held text at the first stop string; its start can only lie in held text."""
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
-            self._held = self._held[: min(found)]
-            self.stopped = True
+            at, self.stop = min(found)
+            self._held = self._held[:at]
 
     def _n_possible_stop(self) -> int:
         """Length of the longest end of the held text that a stop string begins with."""

@@ -13,13 +13,16 @@ from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from elastikv.server import (
+    anthropic_messages,
     description,
     errors,
     info,
+    llama_completion,
     memory_routes,
     metrics,
     openai_chat,
     openai_completions,
+    openai_responses,
     page,
     slots,
     tokenize,
@@ -34,6 +37,19 @@ if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
+
+_ROUTES = (
+    info,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    anthropic_messages,
+    llama_completion,
+    tokenize,
+    slots,
+    memory_routes,
+    metrics,
+)
 
 LoadEngine = Callable[[], "AsyncLLM"]
 LoadFailed = Callable[[BaseException], None]
@@ -69,7 +85,7 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
         redirect_slashes=False,  # errors.install redirects, without the Host that a client may have made up
     )
     app.state.server = state
-    for module in (info, openai_chat, openai_completions, slots, memory_routes, metrics, tokenize):
+    for module in _ROUTES:
         app.include_router(module.router)
     page.install(app)
     errors.install(app)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from pydantic import ValidationError
 
 from elastikv.engine.params import Reasoning, SamplingParams
 from elastikv.server.chat_formats import THINK, CallFormat, call_format, thinks
 from elastikv.server.chat_parser import MessageParser, Piece, response_template
+from elastikv.server.errors import APIError
 from elastikv.server.forms import form_params
 from elastikv.server.generation import Job, make_jobs, sampling_params
 from elastikv.server.prompts import chat_prompt, check_chat
@@ -18,8 +20,6 @@ from elastikv.server.schemas import ChatRequest
 from elastikv.server.state import ServerState
 from elastikv.server.tools import check_tools, forced_calls, offered_tools
 from elastikv.weights.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +109,57 @@ def message(pieces: Iterable[Piece]) -> dict[str, Any]:
             name = "content" if piece.kind == "content" else "reasoning_content"
             found[name] = found.get(name, "") + piece.text
     return found | ({"tool_calls": list(calls.values())} if calls else {})
+
+
+@dataclass(slots=True)
+class Block:
+    """A part of a reply: thoughts, content, or one call. ``text`` is all of it that there is so far."""
+
+    index: int
+    first: Piece
+    text: str = ""
+
+
+class Blocks:
+    """The pieces of a reply as blocks that open, grow and close, one after the other: what newer protocols stream."""
+
+    def __init__(self) -> None:
+        self.found: list[Block] = []
+        self._is_open = False
+
+    def feed(self, pieces: Iterable[Piece], *, is_last: bool = False) -> Iterator[tuple[str, Block, str]]:
+        """``("open" | "delta" | "close", block, news)``."""
+        for piece in pieces:
+            block = self.found[-1] if self._is_open else None
+            if block is None or (block.first.kind, block.first.call) != (piece.kind, piece.call):
+                yield from self._close()
+                block = Block(len(self.found), piece)
+                self.found.append(block)
+                self._is_open = True
+                yield "open", block, ""
+            block.text += piece.text
+            if piece.text:
+                yield "delta", block, piece.text
+        if is_last:
+            yield from self._close()
+
+    def _close(self) -> Iterator[tuple[str, Block, str]]:
+        if self._is_open:
+            self._is_open = False
+            yield "close", self.found[-1], ""
+
+
+def chat_request(members: Mapping[str, Any]) -> ChatRequest:
+    """A request of another protocol in OpenAI's words. Raises APIError (400)."""
+    try:
+        return ChatRequest.model_validate({name: value for name, value in members.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise APIError(400, f"{place}: {problem['msg']}".removeprefix(": "), param=place or None) from error
+
+
+def not_offered(kinds: Iterable[str]) -> dict[str, str]:
+    """A ``warning`` about tools that only another server could run."""
+    names = sorted(set(kinds))
+    return {"warning": f"tools of these types are not offered to the model: {', '.join(names)}"} if names else {}

@@ -76,7 +76,7 @@ def sampling_params(
     for name, value in given.items():
         _check_alone(name, name, value)
     _check_alone("top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs", "logprobs", logprobs)
-    if body.token_limit is not None:
+    if body.token_limit is not None and body.token_limit >= 0:
         given["max_tokens"] = body.token_limit
     return replace(defaults, logprobs=logprobs, **given, **form)
 

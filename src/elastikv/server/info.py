@@ -39,12 +39,14 @@ async def health(state: Annotated[ServerState, Depends(server_state)]) -> dict[s
     return {"status": "ok"}
 
 
+@router.get("/models", include_in_schema=False)
 @router.get("/v1/models")
 async def list_models(state: State) -> dict[str, Any]:
     """The one model that is served; ``meta.n_ctx`` is the ceiling of every session."""
     return {"object": "list", "data": [_model(state)]}
 
 
+@router.get("/models/{model_id:path}", include_in_schema=False)
 @router.get("/v1/models/{model_id:path}", responses=errors(404))
 async def get_model(model_id: str, state: State) -> dict[str, Any]:
     """The model that is served, by its name; 404 for any other."""
@@ -79,6 +81,7 @@ async def props(state: State) -> dict[str, Any]:
         "default_generation_settings": {"n_ctx": llm.memory.n_ctx, "params": asdict(state.settings.sampling)},
         "total_slots": llm.scheduler.options.n_parallel,
         "model_alias": state.model_name,
+        "model_path": str(llm.path),
         "model_architecture": llm.model.info.architecture,
         "chat_template": llm.tokenizer.chat_template,
         "modalities": {"vision": False, "audio": False},

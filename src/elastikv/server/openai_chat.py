@@ -19,13 +19,14 @@ from elastikv.server.state import ServerState, ready_state
 router = APIRouter()
 
 
+@router.post("/chat/completions", response_model=None, include_in_schema=False)
 @router.post("/v1/chat/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def chat_completions(
     body: ChatRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
 ) -> Response:
     """A reply to a conversation, whole or as server-sent events."""
     chat = await make_chat(body, state)
-    return await answer(request, state, body, chat.jobs, ChatReply(state, body.n_choices, chat))
+    return await answer(request, state, chat.jobs, ChatReply(state, body, chat), stream=body.stream)
 
 
 class ChatReply(Reply):
@@ -35,8 +36,8 @@ class ChatReply(Reply):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, state: ServerState, n_choices: int, chat: Chat) -> None:
-        super().__init__(state, n_choices)
+    def __init__(self, state: ServerState, body: ChatRequest, chat: Chat) -> None:
+        super().__init__(state, body)
         self._parsers = [chat.parser() for _ in chat.jobs]
         self._has_called: set[int] = set()
 

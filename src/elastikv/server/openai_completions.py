@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,7 +12,7 @@ from typing_extensions import override
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.server.description import content, errors
 from elastikv.server.forms import form_params
-from elastikv.server.generation import Step, make_jobs, sampling_params
+from elastikv.server.generation import Job, Step, make_jobs, sampling_params
 from elastikv.server.prompts import check_completion, completion_prompts
 from elastikv.server.replies import Reply, answer, json_logprob
 from elastikv.server.schemas import CompletionRequest
@@ -20,6 +21,7 @@ from elastikv.server.state import ServerState, ready_state
 router = APIRouter()
 
 
+@router.post("/completions", response_model=None, include_in_schema=False)
 @router.post("/v1/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def completions(
     body: CompletionRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
@@ -28,7 +30,7 @@ async def completions(
     check_completion(body, state)
     params = sampling_params(state.settings.sampling, body, logprobs=body.logprobs, form=form_params(body))
     jobs = make_jobs(await completion_prompts(body, state), params, body.n_choices)
-    return await answer(request, state, body, jobs, CompletionReply(state, body.n_choices))
+    return await answer(request, state, jobs, CompletionReply(state, body, jobs), stream=body.stream)
 
 
 class CompletionReply(Reply):
@@ -37,13 +39,16 @@ class CompletionReply(Reply):
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, state: ServerState, n_choices: int) -> None:
-        super().__init__(state, n_choices)
+    def __init__(self, state: ServerState, body: CompletionRequest, jobs: Sequence[Job]) -> None:
+        super().__init__(state, body)
+        self._tokenizer = state.ready_engine().llm.tokenizer
+        self._jobs = jobs
+        self._echoes = bool(body.echo)
         self._offsets: defaultdict[int, int] = defaultdict(int)
 
     @override
-    def opening(self, index: int) -> None:
-        return None
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return self._choice(index, self._echo(index), None, None) if self._echoes else None
 
     @override
     def piece(self, step: Step) -> dict[str, Any]:
@@ -52,7 +57,11 @@ class CompletionReply(Reply):
 
     @override
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
-        return self._choice(index, output.text, output.logprobs, output.finish_reason)
+        return self._choice(index, self._echo(index) + output.text, output.logprobs, output.finish_reason)
+
+    def _echo(self, index: int) -> str:
+        """The prompt, where the text is to begin with it."""
+        return self._tokenizer.decode(self._jobs[index].token_ids) if self._echoes else ""
 
     def _choice(
         self, index: int, text: str, tokens: list[TokenLogprobs] | None, finish_reason: str | None

@@ -7,10 +7,10 @@ Whatever else a request has changes no text (``user``, ``metadata``, ``store``, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from elastikv.server.errors import not_supported
+from elastikv.server.schemas import ChatRequest, GenerationRequest
 
 LLAMA_CPP_SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
 """llama.cpp's own order. It is the order here, and its other samplers do nothing unless a parameter below asks."""
@@ -28,12 +28,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "documents": ([],),
     # How the prompt is made.
     "chat_template": (),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "add_special_tokens": (),
     "truncate_prompt_tokens": (),
-    "echo": (False,),
-    "suffix": ("",),
     "verbosity": ("medium",),
     # Sampling.
     "samplers": (LLAMA_CPP_SAMPLERS,),
@@ -59,15 +55,11 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "n_probs": (0,),
     "post_sampling_probs": (False,),
     "prompt_logprobs": (),
-    "return_tokens": (False,),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "response_fields": ([],),
     # Sessions.
-    "id_slot": (-1,),
     "cache_prompt": (True,),
 }
 """Values that ask for what happens anyway. Null always does."""
@@ -83,21 +75,36 @@ REFUSED_IN_TEXT: dict[str, tuple[Any, ...]] = {
     "thinking_token_budget": (-1,),
     "include_reasoning": (True,),
     "enable_thinking": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
 """What only a chat can be given."""
+
+REFUSED_BUT_BY_LLAMA: dict[str, tuple[Any, ...]] = {
+    "n_probs": (0,),
+    "return_tokens": (False,),
+    "response_fields": ([],),
+}
+"""What only llama-server's own routes can be given."""
+
+REFUSED_IN_CHAT: dict[str, tuple[Any, ...]] = {"echo": (False,), "suffix": ("",)}
+"""What only a text completion can be given."""
 
 _REMEDIES = {
     "tools": "use /v1/chat/completions",
     "tool_choice": "use /v1/chat/completions",
     "n_probs": "use logprobs",
     "repetition_penalty": "use repeat_penalty",
-    "echo": "the client has the prompt already",
 }
 
 
-def refuse_unserved(members: Mapping[str, Any], *, is_chat: bool) -> None:
-    """A 400 that names the first of ``members`` that wants what is not served."""
-    refused = REFUSED if is_chat else {**REFUSED, **REFUSED_IN_TEXT}
-    for name, value in members.items():
+def refuse_unserved(body: GenerationRequest) -> None:
+    """A 400 that names the first member of ``body`` that wants what is not served."""
+    refused = {
+        **REFUSED,
+        **REFUSED_BUT_BY_LLAMA,
+        **(REFUSED_IN_CHAT if isinstance(body, ChatRequest) else REFUSED_IN_TEXT),
+    }
+    for name, value in (body.model_extra or {}).items():
         if value is not None and name in refused and value not in refused[name]:
             raise not_supported(name, f"{name} is not supported; {_REMEDIES.get(name, 'leave it out')}")

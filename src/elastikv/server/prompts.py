@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from elastikv.errors import InvalidRequest
+from elastikv.server.chat_formats import THINK
 from elastikv.server.errors import APIError, not_supported
+from elastikv.server.fim import fill_in_prompt
 from elastikv.server.parameters import refuse_unserved
 from elastikv.server.schemas import (
     MAX_CHOICES,
@@ -16,6 +18,7 @@ from elastikv.server.schemas import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
+    LlamaRequest,
     parsed_arguments,
 )
 from elastikv.server.state import ServerState
@@ -32,7 +35,7 @@ def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> Non
 
 def check_common(body: GenerationRequest, state: ServerState) -> None:
     """Refuse what neither chat nor text completions can be given: raises APIError."""
-    refuse_unserved(body.model_extra or {}, is_chat=isinstance(body, ChatRequest))
+    refuse_unserved(body)
     if body.logit_bias:
         check_token_ids(list(body.logit_bias), state, "logit_bias")
 
@@ -42,26 +45,45 @@ def check_chat(body: ChatRequest, state: ServerState) -> None:
     check_common(body, state)
     if not state.ready_engine().llm.tokenizer.has_chat_template:
         raise APIError(400, "the model has no chat template; use /v1/completions", param="messages")
+    if body.add_generation_prompt is False and body.prefill is None:
+        raise not_supported(
+            "add_generation_prompt", "add_generation_prompt=false needs an assistant's message to continue"
+        )
 
 
 async def chat_prompt(body: ChatRequest, state: ServerState) -> str:
-    """The conversation as the model's template writes it, up to where the reply begins."""
+    """The conversation as the model's template writes it, up to where the reply begins or goes on."""
+    prefill = body.prefill
+    messages = body.messages if prefill is None else body.messages[:-1]
+    try:
+        prompt = await _rendered(body, state, template_messages(messages))
+    except InvalidRequest:
+        # A few templates (DeepSeek's) join the arguments of a call to a string instead of writing them as JSON.
+        with_text = template_messages(messages, arguments_as_text=True)
+        if with_text == template_messages(messages):
+            raise
+        prompt = await _rendered(body, state, with_text)
+    return prompt if prefill is None else prompt + _begun(len(messages), prefill, prompt)
+
+
+async def _rendered(body: ChatRequest, state: ServerState, messages: list[dict[str, Any]]) -> str:
     tokenizer = state.ready_engine().llm.tokenizer
-    tools = offered_tools(body)
-    options = body.template_options
-    messages = template_messages(body.messages)
+    tools, options = offered_tools(body), body.template_options
+    if body.add_generation_prompt is False and body.prefill is None:
+        options["add_generation_prompt"] = False
     if knows_tools(tokenizer.chat_template):
         options |= {"tools": tools} if tools else {}
     else:
         messages = as_text(messages, tools)
-    try:
-        return await asyncio.to_thread(tokenizer.render_chat, messages, **options)
-    except InvalidRequest:
-        # A few templates (DeepSeek's) join the arguments of a call to a string instead of writing them as JSON.
-        with_text = template_messages(body.messages, arguments_as_text=True)
-        if with_text == template_messages(body.messages):
-            raise
-        return await asyncio.to_thread(tokenizer.render_chat, with_text, **options)
+    return await asyncio.to_thread(tokenizer.render_chat, messages, **options)
+
+
+def _begun(index: int, prefill: ChatMessage, prompt: str) -> str:
+    """What of the reply there is. An answer in the prompt ends the thoughts that the template has begun."""
+    text, thoughts = _text(index, prefill), prefill.reasoning_content or prefill.reasoning or ""
+    if prompt.rstrip().endswith(THINK[0]):
+        return thoughts + (f"\n{THINK[1]}\n\n{text}" if text else "")
+    return (f"{THINK[0]}\n{thoughts}\n{THINK[1]}\n\n" if thoughts else "") + text
 
 
 def template_messages(messages: Sequence[ChatMessage], *, arguments_as_text: bool = False) -> list[dict[str, Any]]:
@@ -103,6 +125,8 @@ def check_completion(body: CompletionRequest, state: ServerState) -> None:
     check_common(body, state)
     if body.best_of is not None and body.best_of != body.n_choices:
         raise not_supported("best_of", "best_of other than n is not supported")
+    if body.echo and body.logprobs is not None:
+        raise not_supported("echo", "echo with logprobs is not supported: a prompt's own are not computed")
 
 
 async def completion_prompts(body: CompletionRequest, state: ServerState) -> list[list[int]]:
@@ -116,8 +140,36 @@ async def completion_prompts(body: CompletionRequest, state: ServerState) -> lis
         raise APIError(400, "prompt: it must not be empty", param="prompt")
     if len(prompts) * body.n_choices > MAX_CHOICES:
         raise InvalidRequest(f"{len(prompts)} prompts with n={body.n_choices} are more than {MAX_CHOICES} generations")
-    encode = state.ready_engine().llm.tokenizer.encode
+    tokenizer = state.ready_engine().llm.tokenizer
     for prompt in prompts:
         if not isinstance(prompt, str):
             check_token_ids(prompt, state, "prompt")
+    if body.suffix:
+        texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
+        return [fill_in_prompt(tokenizer, text, body.suffix, param="suffix") for text in texts]
+    encode = tokenizer.encode
     return [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+async def mixed_prompts(body: LlamaRequest, state: ServerState) -> list[list[int]]:
+    """llama-server's prompts: a text, several texts or lists of token ids, or one prompt of texts and token ids."""
+    parts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    is_one = any(isinstance(part, int) for part in parts)
+    if is_one and any(isinstance(part, list) for part in parts):
+        raise APIError(400, "prompt: token ids and lists of them cannot be mixed", param="prompt")
+    prompts = [parts] if is_one else [part if isinstance(part, list) else [part] for part in parts]
+    if not prompts or not all(prompts) or [""] in prompts:
+        raise APIError(400, "prompt: it must not be empty", param="prompt")
+    if len(prompts) * body.n_choices > MAX_CHOICES:
+        raise InvalidRequest(f"{len(prompts)} prompts with n={body.n_choices} are more than {MAX_CHOICES} generations")
+    encode = state.ready_engine().llm.tokenizer.encode
+    encoded = []
+    for prompt in prompts:
+        check_token_ids([part for part in prompt if isinstance(part, int)], state, "prompt")
+        token_ids: list[int] = []
+        for i, part in enumerate(prompt):
+            token_ids += (
+                [part] if isinstance(part, int) else await asyncio.to_thread(encode, str(part), add_special=i == 0)
+            )
+        encoded.append(token_ids)
+    return encoded

@@ -8,7 +8,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -24,16 +24,29 @@ from elastikv.server.streaming import DONE, EventStream, event, while_connected
 logger = logging.getLogger(__name__)
 
 
+class Answer(Protocol):
+    """One answer in one protocol."""
+
+    def whole(self, last_steps: Sequence[Step]) -> dict[str, Any]:
+        """The answer that is not streamed, of the last step of each job."""
+        ...
+
+    def events(self, steps: AsyncIterator[Step]) -> AsyncGenerator[bytes, None]:
+        """Server-sent events. An error before the first is raised; one after it can only be an event."""
+        ...
+
+
 class Reply(ABC):
-    """One answer in one protocol: choices, whole or in pieces, and the envelope around them."""
+    """OpenAI's completions: choices, whole or in pieces, and the envelope around them."""
 
     id_prefix: str
     whole_object: str
     chunk_object: str
 
-    def __init__(self, state: ServerState, n_choices: int) -> None:
+    def __init__(self, state: ServerState, body: GenerationRequest) -> None:
         info = state.ready_engine().llm.model.info
-        self.n_choices = n_choices
+        self.n_choices = body.n_choices
+        self._includes_usage = body.includes_usage
         self._id = self.id_prefix + uuid.uuid4().hex
         self._created = int(time.time())
         self._model = state.model_name
@@ -60,6 +73,34 @@ class Reply(ABC):
         )
         return answer | warnings_of(last_steps)
 
+    async def events(self, steps: AsyncIterator[Step]) -> AsyncGenerator[bytes, None]:
+        """Chunks of all choices."""
+        opened: set[int] = set()
+        finished: dict[int, Step] = {}
+        # With include_usage OpenAI gives every other chunk a usage of null.
+        no_usage = {"usage": None} if self._includes_usage else {}
+        try:
+            async for step in steps:
+                if step.index not in opened:
+                    opened.add(step.index)
+                    opening = self.opening(step.index)
+                    if opening is not None:
+                        yield self.chunk([opening], **no_usage)
+                last = {}
+                if step.output is not None:
+                    finished[step.index] = step
+                    last = {"timings": timings([step.output])} | warnings_of([step])
+                yield self.chunk([self.piece(step)], **no_usage, **last)
+        except Exception as error:  # the status has been sent: an event has to tell, whatever it was
+            if not opened:
+                raise
+            yield event(midway_error(error).body)
+            return
+        if self._includes_usage:
+            outputs = [finished[index].output for index in sorted(finished)]
+            yield self.chunk([], usage=usage([output for output in outputs if output is not None], self.n_choices))
+        yield DONE
+
     def chunk(self, choices: list[dict[str, Any]], **members: Any) -> bytes:
         """One server-sent event with these choices."""
         return event(self.envelope(self.chunk_object, choices, **members))
@@ -78,48 +119,20 @@ class Reply(ABC):
 
 
 async def answer(
-    request: Request, state: ServerState, body: GenerationRequest, jobs: Sequence[Job], reply: Reply
+    request: Request, state: ServerState, jobs: Sequence[Job], reply: Answer, *, stream: bool | None
 ) -> Response:
     """Run the jobs and send what they give, at once or as it comes."""
     steps = generate(state, jobs)
-    if not body.stream:
+    if not stream:
         last_steps = await while_connected(request.receive, collect(steps, len(jobs)))
         return JSONResponse(reply.whole(last_steps))
-    events = _events(steps, reply, include_usage=body.includes_usage)
+    events = reply.events(steps)
     first = await while_connected(request.receive, anext(events))
     return EventStream(first, events)
 
 
-async def _events(steps: AsyncIterator[Step], reply: Reply, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
-    """Chunks of all choices. An error before the first is raised; one after it can only be an event."""
-    opened: set[int] = set()
-    finished: dict[int, Step] = {}
-    # With include_usage OpenAI gives every other chunk a usage of null.
-    no_usage = {"usage": None} if include_usage else {}
-    try:
-        async for step in steps:
-            if step.index not in opened:
-                opened.add(step.index)
-                opening = reply.opening(step.index)
-                if opening is not None:
-                    yield reply.chunk([opening], **no_usage)
-            last = {}
-            if step.output is not None:
-                finished[step.index] = step
-                last = {"timings": timings([step.output])} | warnings_of([step])
-            yield reply.chunk([reply.piece(step)], **no_usage, **last)
-    except Exception as error:  # the status has been sent: an event has to tell, whatever it was
-        if not opened:
-            raise
-        yield event(_midway_error(error).body)
-        return
-    if include_usage:
-        outputs = [finished[index].output for index in sorted(finished)]
-        yield reply.chunk([], usage=usage([output for output in outputs if output is not None], reply.n_choices))
-    yield DONE
-
-
-def _midway_error(error: Exception) -> APIError:
+def midway_error(error: Exception) -> APIError:
+    """What is told of an error after the status has been sent, whatever it was."""
     if isinstance(error, ElastikvError):
         return from_elastikv(error)
     logger.error("a stream broke", exc_info=error)

@@ -35,17 +35,11 @@ def _whole_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _not_zero(n_predict: int) -> int:
-    if n_predict == 0:
-        raise ValueError("a reply of 0 tokens is none; -1 sets no bound")
-    return n_predict
-
-
 Text = Annotated[str, AfterValidator(_encodable)]
 Int = Annotated[int, BeforeValidator(_whole_number)]
 TokenId = Annotated[Int, Field(ge=0, le=INT32_MAX)]
 Budget = Annotated[Int, Field(ge=-1, le=INT32_MAX)]
-MaxTokens = Annotated[Int, Field(ge=1, le=INT32_MAX)]
+MaxTokens = Annotated[Int, Field(ge=-1, le=INT32_MAX)]
 
 
 class Body(BaseModel):
@@ -115,7 +109,7 @@ class GenerationRequest(Body):
     stream_options: StreamOptions | None = None
     stop: Text | list[Text] | None = None
     max_tokens: MaxTokens | None = None
-    n_predict: Annotated[Int, Field(ge=-1, le=INT32_MAX), AfterValidator(_not_zero)] | None = None
+    n_predict: MaxTokens | None = None
     seed: Int | None = Field(None, ge=-(2**63), lt=2**64)
     temperature: float | None = None
     top_p: float | None = None
@@ -135,13 +129,12 @@ class GenerationRequest(Body):
     guided_choice: list[Text] | None = None
     guided_grammar: Text | None = None
     structured_outputs: StructuredOutputs | None = None
+    id_slot: Int | None = Field(None, ge=-1, le=INT32_MAX)
 
     @property
     def token_limit(self) -> int | None:
-        """Tokens to generate at most; ``n_predict`` is what llama-server calls it, with -1 for no bound."""
-        if self.n_predict is None:
-            return self.max_tokens
-        return None if self.n_predict == -1 else self.n_predict
+        """Tokens to generate at most, -1 for no bound; ``n_predict`` is what llama-server calls it."""
+        return self.max_tokens if self.n_predict is None else self.n_predict
 
     @property
     def n_choices(self) -> int:
@@ -243,6 +236,8 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Int | None = Field(None, le=INT32_MAX)
     chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
@@ -267,6 +262,14 @@ class ChatRequest(GenerationRequest):
         return next((budget for budget in names if budget is not None and budget >= 0), None)
 
     @property
+    def prefill(self) -> ChatMessage | None:
+        """The assistant's message that the reply continues, as with llama-server, if the last one is of that kind."""
+        last = self.messages[-1]
+        has_called = last.tool_calls or (last.model_extra or {}).get("function_call")
+        continues = last.role == "assistant" and not has_called and self.continue_final_message is not False
+        return last if continues else None
+
+    @property
     def template_options(self) -> dict[str, Any]:
         """What the chat template is told besides messages and tools."""
         options: dict[str, Any] = {}
@@ -289,8 +292,39 @@ class CompletionRequest(GenerationRequest):
     """One or several prompts, as text or token ids, to continue, and how."""
 
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    echo: bool | None = None
+    suffix: Text | None = None
     logprobs: Int | None = Field(None, le=INT32_MAX)
     best_of: Int | None = Field(None, ge=1, le=MAX_CHOICES)
+
+
+class LlamaRequest(GenerationRequest):
+    """llama-server's ``/completion``; a prompt may mix texts and token ids."""
+
+    prompt: Text | list[Text | TokenId | list[TokenId]]
+    n_probs: Int | None = Field(None, ge=0, le=INT32_MAX)
+    return_tokens: bool | None = None
+    response_fields: list[Text] | None = None
+
+
+class ExtraFile(Body):
+    """A file that the text to fill in may refer to."""
+
+    text: Text
+    filename: Text = "tmp"
+
+
+class InfillRequest(LlamaRequest):
+    """``prompt``: how the text in the middle begins."""
+
+    prompt: Text = ""
+    input_prefix: Text
+    input_suffix: Text
+    input_extra: list[ExtraFile] | None = None
+
+
+class ApplyTemplateRequest(ChatRequest):
+    """A conversation to write as the model would get it."""
 
 
 class TokenizeRequest(Body):

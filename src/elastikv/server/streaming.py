@@ -24,6 +24,11 @@ def event(data: Mapping[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
+def named_event(data: Mapping[str, Any]) -> bytes:
+    """One server-sent event that is called what its ``type`` says."""
+    return b"event: " + str(data["type"]).encode() + b"\n" + event(data)
+
+
 async def while_connected(receive: Receive, awaitable: Awaitable[T]) -> T:
     """Await, but cancel it and raise ``ClientGone`` as soon as the client closes its connection."""
     work = asyncio.ensure_future(awaitable)

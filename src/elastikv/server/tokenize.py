@@ -1,4 +1,4 @@
-"""Text to tokens and back."""
+"""Text to tokens and back, and conversations to text."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from elastikv.server.prompts import check_token_ids
-from elastikv.server.schemas import DetokenizeRequest, TokenizeRequest
+from elastikv.server.prompts import chat_prompt, check_token_ids
+from elastikv.server.schemas import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from elastikv.server.state import ServerState, ready_state
+from elastikv.server.tools import check_tools
 
 router = APIRouter()
+
+
+@router.post("/apply-template")
+async def apply_template(
+    body: ApplyTemplateRequest, state: Annotated[ServerState, Depends(ready_state)]
+) -> dict[str, str]:
+    """The prompt that a conversation becomes, as ``/v1/chat/completions`` would compute it."""
+    check_tools(body)
+    return {"prompt": await chat_prompt(body, state)}
 
 
 @router.post("/tokenize")
