@@ -181,6 +181,10 @@ class FakeAsyncLLM:
         )
         return session
 
+    async def embed(self, token_ids: list[int], *, pooling: str, normalize: bool) -> list[float]:
+        self.calls.append(("embed", pooling, normalize))
+        return [0.6, 0.8] if normalize else [3.0, 4.0]
+
     async def sessions(self) -> list[FakeSession]:
         return list(self._sessions.values())
 

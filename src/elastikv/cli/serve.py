@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     http.add_argument("--max-body", default="16MiB", metavar="SIZE", help="largest body of a request")
     http.add_argument("--slot-save-path", type=Path, metavar="DIR", help="where /slots/{id}?action=save writes")
+    http.add_argument("--pooling", choices=("mean", "last", "cls"), default="mean", help="of embeddings")
     http.add_argument("--log-format", choices=("text", "json"), default="text", help="lines on standard error")
     http.add_argument("--log-requests", action="store_true", help="a line for every request")
     sessions = parser.add_argument_group("sessions")
@@ -124,6 +125,7 @@ def settings_from_args(args: argparse.Namespace) -> ServerSettings:
         api_keys=_api_keys(args),
         allowed_hosts=_allowed_hosts(args.allowed_hosts),
         cors_origins=_cors_origins(args.cors_origin),
+        pooling=args.pooling,
         alias=args.alias,
         timeout=args.timeout,
         drain=args.drain,

@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import TypeVar
 from elastikv import arguments
 from elastikv.engine import forks
 from elastikv.engine.events import Event
-from elastikv.engine.llm import LLM, Prompt
+from elastikv.engine.llm import LLM, Pooling, Prompt
 from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request
@@ -137,6 +137,14 @@ class AsyncLLM:
             output = delta.output or output
         assert output is not None, "a stream ends with an output or an error"
         return output
+
+    async def embed(
+        self, token_ids: Sequence[int], *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> list[float]:
+        """The embedding of one prompt, between two steps; see ``LLM.embed``."""
+        work = self._send(lambda: self.llm.embed([list(token_ids)], pooling=pooling, normalize=normalize)[0].tolist())
+        embedding: list[float] = await asyncio.wrap_future(work)
+        return embedding
 
     # What it says about itself
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import torch
 
@@ -17,7 +17,7 @@ from elastikv.arguments import TokenIds, is_array, whole_number
 from elastikv.batch import Batch, SeqTokens
 from elastikv.engine import forks
 from elastikv.engine.events import EventLog
-from elastikv.engine.loading import cell_types, load, storage_kind, type_name
+from elastikv.engine.loading import cell_types, check_choice, load, storage_kind, type_name
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.outputs import Delta, GenerationOutput
 from elastikv.engine.params import SamplingParams
@@ -30,6 +30,7 @@ from elastikv.memory import Budget, Memory, MemoryStats
 from elastikv.runtimes.base import Described, Runtime
 
 Prompt: TypeAlias = "str | TokenIds"
+Pooling = Literal["mean", "last", "cls"]
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -276,6 +277,41 @@ class LLM:
         batch = Batch([SeqTokens(seq_id, tokens, n_logits=len(tokens))])
         with self.turn():
             return self.scheduler.make_room_for(lambda: self.engine.decode(batch))
+
+    def embed(
+        self, prompts: str | TokenIds | Sequence[Prompt], *, pooling: Pooling = "mean", normalize: bool = True
+    ) -> torch.Tensor:
+        """Embeddings of texts or token ids, float32 ``[n_prompts, n_hidden]``, from after the model's last norm.
+
+        pooling: ``"mean"`` of all tokens, or of the ``"last"`` or the first (``"cls"``) alone. normalize: to length 1.
+        Raises InvalidRequest, PromptTooLong, and CacheFull when idle sessions have given way and it is still too much.
+        """
+        check_choice("pooling", pooling, get_args(Pooling))
+        pooled = [self._embedding(self._tokens(prompt), pooling) for prompt in _as_prompts(prompts)]
+        vectors = torch.stack(pooled) if pooled else torch.empty(0, 0)
+        return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
+
+    def _embedding(self, tokens: list[int], pooling: Pooling) -> torch.Tensor:
+        """Of one prompt, in a sequence of its own that is gone afterwards. Others compute between its batches."""
+        with self.turn():
+            self.scheduler.check(tokens, SamplingParams())
+            seq_id = self.scheduler.store.new().seq_id
+        total: torch.Tensor | None = None
+        try:
+            for start in range(0, len(tokens), self.n_batch):
+                part = tokens[start : start + self.n_batch]
+                n_rows = 1 if pooling == "last" else len(part)
+                batch = Batch([SeqTokens(seq_id, part, n_logits=n_rows)])
+                with self.turn():
+                    rows = self.scheduler.make_room_for(lambda batch=batch: self.engine.decode(batch, "hidden"))  # type: ignore[misc]
+                if pooling == "cls":
+                    return rows[0]
+                total = rows.sum(0) if total is None or pooling == "last" else total + rows.sum(0)
+        finally:
+            with self.turn():
+                self.memory.seq_rm(seq_id)
+        assert total is not None
+        return total / len(tokens) if pooling == "mean" else total
 
     # Memory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -12,6 +12,10 @@ from elastikv.batch import UBatch
 from elastikv.kernels.base import Buffers
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.memory.options import RotateK
+
+
+Output = Literal["logits", "hidden"]
+"""What is wanted of a token: what comes next, or what the head gets to tell it from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +63,11 @@ class Model(Protocol):
 
     def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
         """float32 logits ``[n_outputs, n_vocab]`` of the rows in ``ubatch.output_rows`` (may be 0 rows)."""
+        ...
+
+    def hidden(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
+        """float32 ``[n_outputs, n_hidden]`` after the last norm, of the same rows; good until the next ubatch.
+
+        Raises InvalidRequest where a model does not tell.
+        """
         ...

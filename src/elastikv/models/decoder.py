@@ -98,6 +98,13 @@ class Decoder:
     @torch.no_grad()
     def forward(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
         """float32 logits ``[n_outputs, n_vocab]``, a tensor of the caller's own."""
+        hidden = self.hidden(ubatch, memory, buffers)
+        logits = torch.empty((len(hidden), self.info.n_vocab), device=self.device)
+        return self._head(hidden, out=logits) if len(hidden) else logits
+
+    @torch.no_grad()
+    def hidden(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
+        """float32 ``[n_outputs, n_hidden]`` after the last norm: what the head gets; good until the next ubatch."""
         n_outputs, shape = len(ubatch.output_rows), (ubatch.n_tokens, len(self._norm.before))
         residual, delta = buffers.view("residual", shape), buffers.view("delta", shape)
         self._embedding(torch.from_numpy(ubatch.token_ids).to(self.device), out=residual)
@@ -111,12 +118,14 @@ class Decoder:
         mixer, feed_forward = self._blocks[-1]
         mixer(delta, residual, forward)
         if n_outputs == 0:
-            return torch.empty((0, self.info.n_vocab), device=self.device)
+            return torch.empty((0, shape[1]), device=self.device)
         if n_outputs < ubatch.n_tokens:  # memory has what it needs of the others
             rows = torch.from_numpy(ubatch.output_rows).to(self.device)
             delta, residual = delta[rows], residual[rows]
         feed_forward(delta, residual, forward)
-        return self._logits(delta, residual, buffers)
+        normed = buffers.view("normed", tuple(delta.shape))
+        self._kernels.add_rms_norm(delta, residual, self._norm.before, self._norm.eps, out=normed)
+        return normed
 
     def _begin(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> ForwardPass:
         attention, recurrent = halves(memory)
@@ -126,11 +135,6 @@ class Decoder:
             cos, sin = rotations[rope] = buffers.view(cos_name, shape), buffers.view(sin_name, shape)
             rope.angles(positions, cos, sin)
         return ForwardPass(ubatch, cast(KVCache, attention), cast(RecurrentMemory, recurrent), buffers, rotations)
-
-    def _logits(self, delta: torch.Tensor, residual: torch.Tensor, buffers: Buffers) -> torch.Tensor:
-        normed = buffers.view("normed", tuple(delta.shape))
-        self._kernels.add_rms_norm(delta, residual, self._norm.before, self._norm.eps, out=normed)
-        return self._head(normed, out=torch.empty((len(delta), self.info.n_vocab), device=self.device))
 
 
 def _blocks(blocks: Sequence[BlockWeights], kernels: Kernels) -> Iterator[Block]:

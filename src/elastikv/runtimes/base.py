@@ -16,7 +16,7 @@ from elastikv.batch import Batch
 from elastikv.kernels.base import AttentionPrecision
 from elastikv.memory import Budget, Cost, MemoryOptions
 from elastikv.memory.base import Memory
-from elastikv.models.base import ModelInfo
+from elastikv.models.base import ModelInfo, Output
 from elastikv.weights.tokenizer import Tokenizer
 
 
@@ -76,10 +76,11 @@ class Runtime(Protocol):
         """Tokens computed at once."""
         ...
 
-    def decode(self, batch: Batch) -> torch.Tensor:
+    def decode(self, batch: Batch, output: Output = "logits") -> torch.Tensor:
         """Append the batch's tokens and compute them; float32 logits ``[n_outputs, n_vocab]`` on the host.
 
-        Rows are in the order of ``batch.entries``. Whatever is raised, CacheFull and KeyboardInterrupt included, memory
+        output: ``"hidden"`` for ``[n_outputs, n_hidden]`` after the last norm instead. Raises InvalidRequest where the
+        model does not tell. Rows are in the order of ``batch.entries``. Whatever is raised, CacheFull and KeyboardInterrupt included, memory
         holds what it held before; or, if an interrupt came after all was computed, all of the batch.
         """
         ...

@@ -30,6 +30,7 @@ from elastikv.kernels.cpu.jit import NotCompiled, is_kept, only_compiled
 from elastikv.kernels.reference import ReferenceKernels
 from elastikv.memory import CellType
 from elastikv.memory.machine import read_machine_memory
+from elastikv.models.base import Output
 from elastikv.models.decoder import Decoder, DecoderWeights
 from elastikv.runtimes import rehearsal
 from elastikv.runtimes.torch_runtime import TorchRuntime
@@ -79,15 +80,15 @@ class FirstRun(TorchRuntime):
             self._begin()
 
     @override
-    def decode(self, batch: Batch) -> torch.Tensor:
+    def decode(self, batch: Batch, output: Output = "logits") -> torch.Tensor:
         """Append the batch's tokens and compute them; see ``Runtime.decode``."""
         if self._compiler is None and not self._may_compile:
             try:
                 with only_compiled():
-                    return super().decode(batch)
+                    return super().decode(batch, output)
             except NotCompiled:  # memory is as before
                 self._begin()
-        return super().decode(batch)
+        return super().decode(batch, output)
 
     @override
     def warm_up(self) -> None:
@@ -109,16 +110,16 @@ class FirstRun(TorchRuntime):
         return rehearsal.in_small(self._compiled_model.weights)
 
     @override
-    def _compute(self, ubatch: UBatch) -> torch.Tensor:
-        """Logits of one ubatch, by what serves now. Plain torch leaves a core to the compiler."""
+    def _compute(self, ubatch: UBatch, output: Output) -> torch.Tensor:
+        """The rows of one ubatch, by what serves now. Plain torch leaves a core to the compiler."""
         if self._compiler is not None and self._compiler.is_done():
             self._end(self._compiler)
         if self._compiler is None:
-            return super()._compute(ubatch)
+            return super()._compute(ubatch, output)
         n_threads = torch.get_num_threads()
         torch.set_num_threads(max(n_threads - 1, 1))
         try:
-            return super()._compute(ubatch)
+            return super()._compute(ubatch, output)
         finally:
             torch.set_num_threads(n_threads)
 

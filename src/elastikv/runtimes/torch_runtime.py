@@ -11,7 +11,7 @@ import torch
 from elastikv.batch import Batch, UBatch
 from elastikv.memory import MemoryCost, make_memory
 from elastikv.memory.base import Memory
-from elastikv.models.base import Model
+from elastikv.models.base import Model, Output
 from elastikv.runtimes.base import RuntimeOptions
 from elastikv.runtimes.workspace import Workspace
 from elastikv.weights.tokenizer import Tokenizer
@@ -43,17 +43,17 @@ class TorchRuntime:
         self._use_threads = use_threads
         self._reserved_for: int | None = None
 
-    def decode(self, batch: Batch) -> torch.Tensor:
+    def decode(self, batch: Batch, output: Output = "logits") -> torch.Tensor:
         """Append the batch's tokens and compute them; see ``Runtime.decode``."""
         try:
             ubatches = self.memory.init_batch(batch, self.n_ubatch)
             self._reserve_workspace()
-            logits = self._forward(ubatches)
+            rows = self._forward(ubatches, output)
             self.memory.commit()
         except BaseException:
             self.memory.rollback()
             raise
-        return logits
+        return rows
 
     def warm_up(self) -> None:
         """Nothing is compiled in the background."""
@@ -73,21 +73,23 @@ class TorchRuntime:
             self._workspace.reserve(self.memory.max_capacity)
             self._reserved_for = self.memory.generation
 
-    def _forward(self, ubatches: Sequence[UBatch]) -> torch.Tensor:
+    def _forward(self, ubatches: Sequence[UBatch], output: Output) -> torch.Tensor:
         """Compute ubatch by ubatch; the rows are copied, because the next ubatch reuses the buffers."""
-        n_outputs = sum(len(ubatch.output_rows) for ubatch in ubatches)
-        logits = torch.empty(n_outputs, self.model.info.n_vocab)
-        n_done = 0
+        n_outputs, n_done = sum(len(ubatch.output_rows) for ubatch in ubatches), 0
+        outputs = torch.empty(n_outputs, 0)
         for ubatch in ubatches:
-            rows = self._compute(ubatch)
-            logits[n_done : n_done + len(rows)] = rows
+            rows = self._compute(ubatch, output)
+            if not n_done:
+                outputs = torch.empty(n_outputs, rows.shape[1])
+            outputs[n_done : n_done + len(rows)] = rows
             n_done += len(rows)
-        return logits
+        return outputs
 
-    def _compute(self, ubatch: UBatch) -> torch.Tensor:
-        """Logits of one ubatch; what is remembered between two is in memory alone."""
+    def _compute(self, ubatch: UBatch, output: Output) -> torch.Tensor:
+        """The rows of one ubatch; what is remembered between two is in memory alone."""
         self.memory.apply(ubatch)
-        return self.model.forward(ubatch, self.memory, self._workspace)
+        forward = self.model.hidden if output == "hidden" else self.model.forward
+        return forward(ubatch, self.memory, self._workspace)
 
 
 _Runtime = TypeVar("_Runtime", bound=TorchRuntime)

@@ -194,6 +194,10 @@ class FallbackModel:
         logits = [self._forward_span(ubatch, span, memory) for span in ubatch.spans]
         return torch.cat(logits).float()
 
+    def hidden(self, ubatch: UBatch, memory: Memory, buffers: Buffers) -> torch.Tensor:
+        """Not served: modules differ in what they call hidden states. Raises InvalidRequest."""
+        raise InvalidRequest("embeddings are not served for a model that runs through transformers' modules")
+
     def _forward_span(self, ubatch: UBatch, span: Span, memory: Memory) -> torch.Tensor:
         rows = ubatch.output_rows
         wanted = torch.from_numpy(rows[(rows >= span.start) & (rows < span.stop)] - span.start)

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from elastikv.server import (
     anthropic_messages,
     description,
+    embeddings,
     errors,
     info,
     llama_completion,
@@ -45,6 +46,7 @@ _ROUTES = (
     openai_responses,
     anthropic_messages,
     llama_completion,
+    embeddings,
     tokenize,
     slots,
     memory_routes,

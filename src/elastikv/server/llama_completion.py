@@ -30,7 +30,9 @@ State = Annotated[ServerState, Depends(ready_state)]
 async def completion(body: LlamaRequest, request: Request, state: State) -> Response:
     """Text that follows a prompt, in llama-server's words."""
     check_common(body, state)
-    return await _complete(body, request, state, await mixed_prompts(body, state))
+    return await _complete(
+        body, request, state, await mixed_prompts(body.prompt, state, "prompt", n_choices=body.n_choices)
+    )
 
 
 @router.post("/infill", response_model=None, responses=errors(429) | content("text/event-stream"))

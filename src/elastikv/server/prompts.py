@@ -18,7 +18,6 @@ from elastikv.server.schemas import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    LlamaRequest,
     parsed_arguments,
 )
 from elastikv.server.state import ServerState
@@ -151,21 +150,26 @@ async def completion_prompts(body: CompletionRequest, state: ServerState) -> lis
     return [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-async def mixed_prompts(body: LlamaRequest, state: ServerState) -> list[list[int]]:
-    """llama-server's prompts: a text, several texts or lists of token ids, or one prompt of texts and token ids."""
-    parts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+async def mixed_prompts(
+    given: str | Sequence[Any], state: ServerState, param: str, *, n_choices: int = 1
+) -> list[list[int]]:
+    """llama-server's prompts: a text, several texts or lists of token ids, or one prompt of texts and token ids.
+
+    Raises APIError (400) for ``param``.
+    """
+    parts = [given] if isinstance(given, str) else list(given)
     is_one = any(isinstance(part, int) for part in parts)
     if is_one and any(isinstance(part, list) for part in parts):
-        raise APIError(400, "prompt: token ids and lists of them cannot be mixed", param="prompt")
+        raise APIError(400, f"{param}: token ids and lists of them cannot be mixed", param=param)
     prompts = [parts] if is_one else [part if isinstance(part, list) else [part] for part in parts]
     if not prompts or not all(prompts) or [""] in prompts:
-        raise APIError(400, "prompt: it must not be empty", param="prompt")
-    if len(prompts) * body.n_choices > MAX_CHOICES:
-        raise InvalidRequest(f"{len(prompts)} prompts with n={body.n_choices} are more than {MAX_CHOICES} generations")
+        raise APIError(400, f"{param}: it must not be empty", param=param)
+    if len(prompts) * n_choices > MAX_CHOICES:
+        raise InvalidRequest(f"{len(prompts)} prompts with n={n_choices} are more than {MAX_CHOICES} at once")
     encode = state.ready_engine().llm.tokenizer.encode
     encoded = []
     for prompt in prompts:
-        check_token_ids([part for part in prompt if isinstance(part, int)], state, "prompt")
+        check_token_ids([part for part in prompt if isinstance(part, int)], state, param)
         token_ids: list[int] = []
         for i, part in enumerate(prompt):
             token_ids += (

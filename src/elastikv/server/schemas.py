@@ -323,6 +323,23 @@ class InfillRequest(LlamaRequest):
     input_extra: list[ExtraFile] | None = None
 
 
+class EmbeddingsRequest(OpenBody):
+    """Texts, or token ids, to embed."""
+
+    model: Text | None = None
+    input: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Int | None = Field(None, ge=1, le=INT32_MAX)
+
+
+class EmbeddingRequest(OpenBody):
+    """llama-server's; ``embd_normalize``: 2 for the Euclidean length, -1 for none."""
+
+    content: Text | list[Text | TokenId | list[TokenId]] | None = None
+    input: Text | list[Text | TokenId | list[TokenId]] | None = None
+    embd_normalize: Literal[-1, 2] | None = None
+
+
 class ApplyTemplateRequest(ChatRequest):
     """A conversation to write as the model would get it."""
 

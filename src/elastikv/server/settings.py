@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from elastikv.engine.params import SamplingParams
 
@@ -22,6 +23,7 @@ class ServerSettings:
         seconds to the writing of parked sessions.
     sampling: where a request is silent. Without ``max_tokens`` a reply ends at ``n_ctx``.
     log_requests: an access log.
+    pooling: of embeddings.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +38,7 @@ class ServerSettings:
     slot_save_path: Path | None = None
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=None))
     log_requests: bool = False
+    pooling: Literal["mean", "last", "cls"] = "mean"
 
     @property
     def is_open_to_the_network(self) -> bool:
