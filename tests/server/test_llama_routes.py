@@ -70,7 +70,16 @@ def test_only_the_fields_that_are_asked_for(demo: RunningServer) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "n_replies"),
-    [("x", 1), ([120, 121], 1), ([120, "y"], 1), (["x"], 1), (["x", "y"], 2), ([[120], "y", [121]], 3)],
+    [
+        ("x", 1),
+        ({"prompt_string": "x"}, 1),
+        ([[120], {"prompt_string": "x"}], 2),
+        ([120, 121], 1),
+        ([120, "y"], 1),
+        (["x"], 1),
+        (["x", "y"], 2),
+        ([[120], "y", [121]], 3),
+    ],
 )
 def test_prompts_of_all_kinds(server: RunningServer, prompt: object, n_replies: int) -> None:
     reply = server.post("/completion", prompt=prompt, n_predict=1).json()
@@ -82,6 +91,29 @@ def test_no_prompt_is_refused(server: RunningServer, prompt: object) -> None:
     response = server.post("/completion", prompt=prompt)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([[97, -100], [98, False]], {97: -100, 98: -100}),
+        ({"97": 5}, {97: 5}),
+        ({"ab": -1.5}, {97: -1.5, 98: -1.5}),
+        ([["c", 1]], {99: 1}),
+        ([], None),
+    ],
+)
+def test_a_bias_in_llama_servers_words(server: RunningServer, given: object, expected: dict | None) -> None:
+    assert server.post("/completion", prompt="x", logit_bias=given).status_code == 200
+    assert server.engine.requests[-1].logit_bias == expected
+    assert server.post("/completion", prompt="x", logit_bias=[[999, 1]]).json()["error"]["param"] == "logit_bias"
+
+
+def test_a_prompt_may_be_computed_anew(demo: RunningServer) -> None:
+    body = {"prompt": "def computed_before(n): return n + 1", "n_predict": 2}
+    demo.post("/completion", **body)
+    assert demo.post("/completion", **body).json()["timings"]["cache_n"] > 0
+    assert demo.post("/completion", **body, cache_prompt=False).json()["timings"]["cache_n"] == 0
 
 
 def test_no_tokens_are_computed_but_the_prompts(demo: RunningServer) -> None:

@@ -17,7 +17,6 @@ TEXT = ("/v1/completions", {"prompt": "hello"})
 # What issue 12 found dropped, with a value that asks for something.
 ASKING = {
     "n_probs": 5,
-    "cache_prompt": False,
     "samplers": ["top_k"],
     "mirostat": 2,
     "dry_multiplier": 0.8,

@@ -67,6 +67,7 @@ class SamplingParams:
     logit_bias: added to the logits of these token ids, -100..100.
     ignore_eos: the model may not end the text.
     skip_special_tokens: leave special tokens out of the text.
+    cache_prompt: begin with cells that earlier requests have computed; False computes the whole prompt.
 
     reasoning: how the model thinks, if it does; the form of a text, and its end by that form, are its answer's.
 
@@ -91,6 +92,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    cache_prompt: bool = True
     reasoning: Reasoning | None = None
     json_schema: Mapping[str, Any] | bool | str | None = None
     grammar: str | None = None
@@ -101,7 +103,7 @@ class SamplingParams:
         instance("stop", self.stop or (), (str, Iterable), "a text or a list of texts")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stops)
-        for name in ("ignore_eos", "skip_special_tokens"):
+        for name in ("ignore_eos", "skip_special_tokens", "cache_prompt"):
             instance(name, getattr(self, name), bool, "True or False")
         _in_range("temperature", self.temperature, 0.0, math.inf, "0 is greedy")
         _in_range("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens", open_below=True)

@@ -45,6 +45,7 @@ class Request:
         self.n_news = 0  # tokens that the last step brought: the next one computes these
         self.cached_tokens = 0
         self.checkpoint_at: int | None = None
+        self.caches_prompt = params.cache_prompt
         self.submitted = now
         self.deltas: deque[Delta] = deque()
         self.finish_reason: FinishReason | None = None

@@ -29,6 +29,7 @@ _SAMPLING = (
     "repeat_last_n",
     "logit_bias",
     "ignore_eos",
+    "cache_prompt",
 )
 """Members of a request that ``SamplingParams`` has under the same name."""
 

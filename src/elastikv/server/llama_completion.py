@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.engine.params import SamplingParams
 from elastikv.server.description import content, errors
+from elastikv.server.errors import APIError
 from elastikv.server.fim import fill_in_prompt
 from elastikv.server.forms import form_params
 from elastikv.server.generation import Job, Step, make_jobs, sampling_params
@@ -24,20 +25,22 @@ from elastikv.server.streaming import event
 router = APIRouter()
 
 State = Annotated[ServerState, Depends(ready_state)]
+Request_ = TypeVar("Request_", bound=LlamaRequest)
 
 
 @router.post("/completion", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def completion(body: LlamaRequest, request: Request, state: State) -> Response:
     """Text that follows a prompt, in llama-server's words."""
+    body = _with_bias(body, state)
     check_common(body, state)
-    return await _complete(
-        body, request, state, await mixed_prompts(body.prompt, state, "prompt", n_choices=body.n_choices)
-    )
+    prompts = await mixed_prompts(body.prompt, state, "prompt", n_choices=body.n_choices)
+    return await _complete(body, request, state, prompts)
 
 
 @router.post("/infill", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def infill(body: InfillRequest, request: Request, state: State) -> Response:
     """Text that stands between two others, of a model that was trained for it."""
+    body = _with_bias(body, state)
     check_common(body, state)
     tokenizer = state.ready_engine().llm.tokenizer
     extra = body.input_extra or ()
@@ -47,6 +50,21 @@ async def infill(body: InfillRequest, request: Request, state: State) -> Respons
         )
     )
     return await _complete(body, request, state, [token_ids])
+
+
+def _with_bias(body: Request_, state: ServerState) -> Request_:
+    """The same with ``logit_bias`` as OpenAI has it: a mapping of token ids to numbers."""
+    given: Any = body.logit_bias or ()
+    encode, biases = state.ready_engine().llm.tokenizer.encode, {}
+    for token, bias in given.items() if isinstance(given, dict) else given:
+        if not isinstance(token, int | str) or isinstance(bias, str):
+            raise APIError(400, "logit_bias: give pairs of a token id, or a text, and a number", param="logit_bias")
+        if isinstance(token, int):
+            ids = [token]
+        else:
+            ids = [int(token)] if token.isdecimal() else encode(token, add_special=False)
+        biases.update(dict.fromkeys(ids, -100.0 if bias is False else bias))
+    return body.model_copy(update={"logit_bias": biases or None})
 
 
 async def _complete(body: LlamaRequest, request: Request, state: ServerState, prompts: Sequence[list[int]]) -> Response:

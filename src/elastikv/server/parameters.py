@@ -59,8 +59,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    # Sessions.
-    "cache_prompt": (True,),
 }
 """Values that ask for what happens anyway. Null always does."""
 

@@ -18,6 +18,7 @@ from elastikv.server.schemas import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
+    JsonPrompt,
     parsed_arguments,
 )
 from elastikv.server.state import ServerState
@@ -151,13 +152,14 @@ async def completion_prompts(body: CompletionRequest, state: ServerState) -> lis
 
 
 async def mixed_prompts(
-    given: str | Sequence[Any], state: ServerState, param: str, *, n_choices: int = 1
+    given: str | JsonPrompt | Sequence[Any], state: ServerState, param: str, *, n_choices: int = 1
 ) -> list[list[int]]:
     """llama-server's prompts: a text, several texts or lists of token ids, or one prompt of texts and token ids.
 
     Raises APIError (400) for ``param``.
     """
-    parts = [given] if isinstance(given, str) else list(given)
+    parts = [given] if isinstance(given, str | JsonPrompt) else list(given)
+    parts = [part.prompt_string if isinstance(part, JsonPrompt) else part for part in parts]
     is_one = any(isinstance(part, int) for part in parts)
     if is_one and any(isinstance(part, list) for part in parts):
         raise APIError(400, f"{param}: token ids and lists of them cannot be mixed", param=param)

@@ -130,6 +130,7 @@ class GenerationRequest(Body):
     guided_grammar: Text | None = None
     structured_outputs: StructuredOutputs | None = None
     id_slot: Int | None = Field(None, ge=-1, le=INT32_MAX)
+    cache_prompt: bool | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -298,10 +299,25 @@ class CompletionRequest(GenerationRequest):
     best_of: Int | None = Field(None, ge=1, le=MAX_CHOICES)
 
 
-class LlamaRequest(GenerationRequest):
-    """llama-server's ``/completion``; a prompt may mix texts and token ids."""
+class JsonPrompt(Body):
+    """A prompt as an object, which could have pictures with other models."""
 
-    prompt: Text | list[Text | TokenId | list[TokenId]]
+    prompt_string: Text
+    multimodal_data: list[Any] | None = Field(None, max_length=0)
+
+
+Bias = float | Literal[False]
+Biases = dict[Text, Bias] | list[Annotated[list[TokenId | Text | Bias], Field(min_length=2, max_length=2)]]
+
+
+class LlamaRequest(GenerationRequest):
+    """llama-server's ``/completion``; a prompt may mix texts and token ids.
+
+    logit_bias: pairs as well as a mapping, of token ids or of texts, whose tokens are all meant; false bans.
+    """
+
+    prompt: Text | JsonPrompt | list[Text | TokenId | JsonPrompt | list[TokenId]]
+    logit_bias: Biases | None = None  # type: ignore[assignment]
     n_probs: Int | None = Field(None, ge=0, le=INT32_MAX)
     return_tokens: bool | None = None
     response_fields: list[Text] | None = None

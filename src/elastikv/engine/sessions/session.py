@@ -47,12 +47,14 @@ class Owner(Protocol):
     """What runs on a session: a request. Tokens are only ever added to it.
 
     checkpoint_at: after how many computed tokens memory is to make a checkpoint (None: after none).
+    caches_prompt: whether it may begin with cells that others have computed.
     """
 
     token_ids: list[int]
     n_prompt: int
     session: Session
     checkpoint_at: int | None
+    caches_prompt: bool
 
     @property
     def n_generated(self) -> int:

@@ -103,7 +103,7 @@ class SessionStore:
 
     def awaits_prompt(self, owner: Owner, running: Iterable[Owner]) -> bool:
         """Whether a running request is still computing a prefix that ``owner`` could then copy."""
-        if not self._options.prefix_reuse:
+        if not self._options.prefix_reuse or not owner.caches_prompt:
             return False
         for other in running:
             n_common = min(common_prefix(other.token_ids, owner.token_ids), len(owner.token_ids) - 1)
@@ -271,7 +271,9 @@ class SessionStore:
 
     def _session_for(self, owner: Owner) -> tuple[Session, int]:
         """The session to run on, and how many of the request's tokens it holds."""
-        reuse = best_reuse(owner.token_ids, self, self._memory) if self._options.prefix_reuse else None
+        # A request that was preempted goes on where it was parked, whatever it wants of others' cells.
+        may_reuse = self._options.prefix_reuse and (owner.caches_prompt or owner.n_generated)
+        reuse = best_reuse(owner.token_ids, self, self._memory) if may_reuse else None
         if reuse and reuse.how == "copy":
             return owner.session, self._copy(owner, reuse)
         if reuse and (reuse.how == "continue" or self.restore(reuse.session)):
