@@ -110,7 +110,7 @@ def test_a_bias_in_llama_servers_words(server: RunningServer, given: object, exp
 
 
 def test_a_prompt_may_be_computed_anew(demo: RunningServer) -> None:
-    body = {"prompt": "def computed_before(n): return n + 1", "n_predict": 2}
+    body = {"prompt": "def computed_before(n): return n + 1\n" * 8, "n_predict": 2}
     demo.post("/completion", **body)
     assert demo.post("/completion", **body).json()["timings"]["cache_n"] > 0
     assert demo.post("/completion", **body, cache_prompt=False).json()["timings"]["cache_n"] == 0

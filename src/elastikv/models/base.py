@@ -13,7 +13,6 @@ from elastikv.kernels.base import Buffers
 from elastikv.memory.base import LayerMemory, Memory
 from elastikv.memory.options import RotateK
 
-
 Output = Literal["logits", "hidden"]
 """What is wanted of a token: what comes next, or what the head gets to tell it from."""
 

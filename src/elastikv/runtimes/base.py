@@ -79,9 +79,9 @@ class Runtime(Protocol):
     def decode(self, batch: Batch, output: Output = "logits") -> torch.Tensor:
         """Append the batch's tokens and compute them; float32 logits ``[n_outputs, n_vocab]`` on the host.
 
-        output: ``"hidden"`` for ``[n_outputs, n_hidden]`` after the last norm instead. Raises InvalidRequest where the
-        model does not tell. Rows are in the order of ``batch.entries``. Whatever is raised, CacheFull and KeyboardInterrupt included, memory
-        holds what it held before; or, if an interrupt came after all was computed, all of the batch.
+        output: ``"hidden"`` for ``[n_outputs, n_hidden]`` after the last norm instead; InvalidRequest where the model
+        does not tell. Rows are in the order of ``batch.entries``. Whatever is raised, CacheFull and KeyboardInterrupt
+        included, memory holds what it held before; or, if an interrupt came after all was computed, all of the batch.
         """
         ...
 
