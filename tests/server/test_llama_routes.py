@@ -191,7 +191,18 @@ def test_an_answer_that_has_begun_goes_on(server: RunningServer, end: str, turn:
     assert whole.startswith("[is it raining?][")
 
 
+def test_tokens_are_counted(demo: RunningServer) -> None:
+    prompt = demo.post("/apply-template", messages=[_user("hi")]).json()["prompt"]
+    tokens = demo.post("/tokenize", content=prompt).json()["tokens"]
+    for path in ("/v1/chat/completions/input_tokens", "/chat/completions/input_tokens", "/v1/messages/count_tokens"):
+        assert demo.post(path, messages=[_user("hi")]).json()["input_tokens"] == len(tokens)
+
+
 def test_a_prompt_for_nothing_is_refused(server: RunningServer) -> None:
+    turns = [_user("x"), {"role": "assistant", "content": "y"}]
+    both = {"add_generation_prompt": True, "continue_final_message": True}
+    response = server.post("/v1/chat/completions", messages=turns, **both)
+    assert response.json()["error"]["param"] == "continue_final_message"
     response = server.post("/v1/chat/completions", messages=[_user("x")], add_generation_prompt=False)
     assert response.json()["error"]["param"] == "add_generation_prompt"
 

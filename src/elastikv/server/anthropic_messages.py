@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -15,7 +14,6 @@ from elastikv.server.anthropic_schemas import CountRequest, MessagesRequest
 from elastikv.server.chat import Block, Blocks, Chat, chat_request, make_chat, not_offered
 from elastikv.server.description import content, errors
 from elastikv.server.generation import Step
-from elastikv.server.prompts import chat_prompt, check_chat
 from elastikv.server.replies import answer, midway_error, warnings_of
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.streaming import named_event
@@ -36,11 +34,8 @@ async def messages(body: MessagesRequest, request: Request, state: State) -> Res
 @router.post("/v1/messages/count_tokens")
 async def count_tokens(body: CountRequest, state: State) -> dict[str, int]:
     """How many tokens the prompt of a conversation has."""
-    request = chat_request(body.members())
-    check_chat(request, state)
-    prompt = await chat_prompt(request, state)
-    tokenizer = state.ready_engine().llm.tokenizer
-    return {"input_tokens": len(await asyncio.to_thread(tokenizer.encode, prompt, add_special=False))}
+    chat = await make_chat(chat_request(body.members()), state)
+    return {"input_tokens": len(chat.jobs[0].token_ids)}
 
 
 class MessageReply:

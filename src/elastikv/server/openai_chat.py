@@ -29,6 +29,14 @@ async def chat_completions(
     return await answer(request, state, chat.jobs, ChatReply(state, body, chat), stream=body.stream)
 
 
+@router.post("/chat/completions/input_tokens", include_in_schema=False)
+@router.post("/v1/chat/completions/input_tokens")
+async def count_tokens(body: ChatRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, Any]:
+    """How many tokens the prompt of a conversation has."""
+    chat = await make_chat(body, state)
+    return {"object": "chat.completion.input_tokens", "input_tokens": len(chat.jobs[0].token_ids)}
+
+
 class ChatReply(Reply):
     """Chat completions: messages, or deltas of them."""
 

@@ -45,6 +45,9 @@ def check_chat(body: ChatRequest, state: ServerState) -> None:
     check_common(body, state)
     if not state.ready_engine().llm.tokenizer.has_chat_template:
         raise APIError(400, "the model has no chat template; use /v1/completions", param="messages")
+    if body.add_generation_prompt and body.continue_final_message:
+        message = "continue_final_message: give it or add_generation_prompt, not both"
+        raise APIError(400, message, param="continue_final_message")
     if body.add_generation_prompt is False and body.prefill is None:
         raise not_supported(
             "add_generation_prompt", "add_generation_prompt=false needs an assistant's message to continue"
