@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Literal
 
 import jsonschema_rs
 import pytest
@@ -127,7 +128,7 @@ def test_an_answer_in_a_form_may_stand_for_a_call(demo: OpenAI) -> None:
 def test_parse_gives_an_object_of_the_class(demo: OpenAI) -> None:
     class Answer(BaseModel):
         is_raining: bool
-        city: str
+        city: Literal["Bonn", "Rome"]
 
     with pytest.raises(BadRequestError, match="give the text one form"):
         demo.chat.completions.parse(model="any", messages=ASK, response_format=Answer, extra_body={"guided_regex": "a"})
