@@ -60,6 +60,13 @@ def test_what_is_not_allowed_is_never_chosen_whatever_the_settings(llm: LLM, tem
     assert say(llm, regex="[xyz]{3}", logit_bias=dict.fromkeys(range(100), -100), ignore_eos=True)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_text_that_is_over_ends_whatever_is_banned(llm: LLM, temperature: float) -> None:
+    settings = {"temperature": temperature, "ignore_eos": True}
+    assert say(llm, regex="", **settings) == ""
+    assert say(llm, regex="(ab)?", logit_bias=dict.fromkeys(range(3072), -100), **settings) in ("", "ab")
+
+
 def test_forced_tokens_cost_no_step(llm: LLM) -> None:
     request = llm.submit("x = ", SamplingParams(json_schema=PERSON, max_tokens=200, seed=3))
     n_steps = 0

@@ -21,6 +21,7 @@ USES: dict[str, Callable[[LLM], Any]] = {
     "chat": lambda llm: llm.chat([{"role": "user", "content": "x"}]),
     "submit": lambda llm: llm.submit("x"),
     "step": lambda llm: llm.step(),
+    "embed": lambda llm: llm.embed("x"),
     "forward": lambda llm: llm.forward([1]),
     "stats": lambda llm: llm.stats(),
     "static_bytes": lambda llm: llm.static_bytes(),

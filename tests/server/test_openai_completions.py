@@ -48,7 +48,7 @@ def test_logprobs_in_columns_whole_and_streamed(client: OpenAI) -> None:
     assert [offset for chunk in chunks for offset in chunk.choices[0].logprobs.text_offset] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("wish", [{"echo": True}, {"suffix": "end"}, {"best_of": 3}])
+@pytest.mark.parametrize("wish", [{"echo": True, "logprobs": 1}, {"suffix": "end"}, {"best_of": 3}])
 def test_what_is_not_supported_is_refused_by_name(server: RunningServer, wish: dict) -> None:
     response = server.post("/v1/completions", prompt="x", **wish)
     assert response.status_code == 400

@@ -94,7 +94,7 @@ def test_no_such_route(server: RunningServer, method: str, path: str, status: in
         ({"messages": HELLO, "logit_bias": {"300": 1}}, "logit_bias"),
         ({"messages": HELLO, "top_logprobs": 1}, None),
         ({"messages": HELLO, "temperature": -1}, "temperature"),
-        ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+        ({"messages": HELLO, "max_tokens": -2}, "max_tokens"),
         ({"messages": HELLO, "stop": [""]}, "stop"),
         ({"messages": HELLO, "chat_template_kwargs": {"colour": "red"}}, None),
     ],

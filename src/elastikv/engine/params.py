@@ -137,7 +137,9 @@ class SamplingParams:
             return "json_schema", json.dumps(self.json_schema)
         if self.choice is not None:
             return "regex", "|".join(re.escape(text) for text in self.choice)
-        return next(((name, getattr(self, name)) for name in ("grammar", "regex") if getattr(self, name)), None)
+        if self.grammar is not None:
+            return "grammar", self.grammar
+        return None if self.regex is None else ("regex", self.regex)
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -36,9 +36,12 @@ class Sampler:
         allowed: bool ``[n_vocab]``, the tokens to choose from; None: all.
         """
         params = self._params
-        logits = self._adjust(logits, context)
+        adjusted = self._adjust(logits, context)
         if allowed is not None:
-            logits = np.where(allowed, logits, np.float32(-np.inf))
+            adjusted = _masked(adjusted, allowed)
+            if adjusted.max() == -np.inf:  # a bias bans all that is allowed: the text has come to its end
+                adjusted = _masked(logits, allowed)
+        logits = adjusted
         if params.temperature == 0:
             return int(np.argmax(logits))
         token_ids, scores, log_total = _candidates(logits, params.top_k, params.top_p)
@@ -70,6 +73,10 @@ class Sampler:
         seen = logits[token_ids]
         seen = np.where(seen > 0, seen / params.repeat_penalty, seen * params.repeat_penalty)
         logits[token_ids] = seen - params.presence_penalty - params.frequency_penalty * counts
+
+
+def _masked(logits: Row, allowed: np.ndarray) -> Row:
+    return np.where(allowed, logits, np.float32(-np.inf))
 
 
 def top_logprobs(logits: Row, token_id: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
