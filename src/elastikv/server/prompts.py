@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from elastikv.errors import InvalidRequest
-from elastikv.server.chat_formats import THINK
+from elastikv.server.chat_formats import THINK, knows_tools
 from elastikv.server.errors import APIError, not_supported
 from elastikv.server.fim import fill_in_prompt
 from elastikv.server.parameters import refuse_unserved
@@ -22,7 +22,7 @@ from elastikv.server.schemas import (
     parsed_arguments,
 )
 from elastikv.server.state import ServerState
-from elastikv.server.tools import as_text, knows_tools, offered_tools
+from elastikv.server.tools import as_text, offered_tools
 
 
 def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> None:

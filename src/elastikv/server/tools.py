@@ -6,12 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from elastikv.server.chat_formats import call_format, calls_grammar, knows_tools, styled
+from elastikv.server.chat_formats import call_format, calls_grammar, styled
 from elastikv.server.errors import APIError, not_supported
 from elastikv.server.schemas import ChatRequest, NamedTool
 from elastikv.weights.tokenizer import Tokenizer
-
-__all__ = ["as_text", "check_tools", "forced_calls", "knows_tools", "offered_tools"]
 
 _INTRODUCTION = """You may call functions. Their descriptions, one a line, each with a JSON Schema of its arguments:
 <tools>
