@@ -18,6 +18,7 @@ TEMPLATES = {
     "mistral": "{{ tools }}[TOOL_CALLS]",
     "mistral-v11": "{{ tools }}[TOOL_CALLS][ARGS]",
     "deepseek": "{{ tools }}<｜tool▁call▁begin｜><｜tool▁sep｜>",
+    "deepseek-r1": "{{ tools }}<｜tool▁call▁begin｜><｜tool▁sep｜>```json",
     "unheard of": "{{ messages }}",
 }
 CALLS = {
@@ -31,6 +32,11 @@ CALLS = {
     '{"x": "}\\"{", "y": [1, {}]}<｜tool▁call▁end｜><｜tool▁call▁begin｜>b<｜tool▁sep｜>{}'
     "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
 }
+CALLS["deepseek-r1"] = (
+    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>a\n```json\n{"x": "}\\"{", "y": [1, {}]}\n```'
+    "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>b\n```json\n{}\n```"
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
 CALLS["unheard of"] = CALLS["hermes"]
 TOOLS = [{"function": {"name": "a", "parameters": {"properties": {"x": {"type": "string"}, "y": {"type": "array"}}}}}]
 

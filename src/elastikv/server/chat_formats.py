@@ -90,6 +90,21 @@ _FAMILIES = (
         between=", ",
         closing="]",
     ),
+    CallFormat(  # DeepSeek R1 and V3
+        marks=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "```json"),
+        region={
+            "open_pattern": r"\s*(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>",
+            "close": "<｜tool▁call▁end｜>",
+            "repeats": True,
+        },
+        head=r"\w*<｜tool▁sep｜>(?P<name>[^\n]+)\n```json\n",
+        before="<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n",
+        after="\n```<｜tool▁call▁end｜>",
+        opening="<｜tool▁calls▁begin｜>",
+        between="\n",
+        closing="<｜tool▁calls▁end｜>",
+        end="<｜tool▁call▁end｜>",
+    ),
     CallFormat(  # DeepSeek V3.1
         marks=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
         region={
