@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import llguidance
 import numpy as np
+import tokenizers
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from elastikv.engine.params import SamplingParams
@@ -30,6 +31,15 @@ _JSON: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", 
 
 _LARK = "%llguidance"
 """What a grammar in llguidance's own notation begins with, here as in llama.cpp."""
+
+
+@runtime_checkable
+class KnowsGrammars(Protocol):
+    """A tokenizer that hands its vocabulary over by itself; one of the package ``tokenizers`` need not."""
+
+    def grammar_vocabulary(self, n_vocab: int, eos_token_ids: list[int]) -> llguidance.LLTokenizer:
+        """Tokens as bytes, and which of them mean something else than text."""
+        ...
 
 
 class ConstraintCompiler:
@@ -59,6 +69,9 @@ class ConstraintCompiler:
             raise InvalidRequest("the model has no end token, by which a text of a given form could end")
         backend = self._tokenizer.require_backend()
         try:
+            if isinstance(backend, KnowsGrammars):
+                return backend.grammar_vocabulary(self._n_vocab, self._eos_token_ids)
+            assert isinstance(backend, tokenizers.Tokenizer)
             return llguidance.LLTokenizer(backend.to_str(), n_vocab=self._n_vocab, eos_token=self._eos_token_ids)
         except Exception as error:  # it raises nothing narrower
             raise InvalidRequest(f"no form can be given to this model's texts: {_one_line(str(error))}") from None

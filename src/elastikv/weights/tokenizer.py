@@ -11,6 +11,20 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 4
 
 
+class AddedToken(Protocol):
+    """What a ``Backend`` says of a token."""
+
+    @property
+    def content(self) -> str:
+        """Its text."""
+        ...
+
+    @property
+    def special(self) -> bool:
+        """Whether it is left out of texts."""
+        ...
+
+
 class Backend(Protocol):
     """What is needed of Hugging Face's ``tokenizers.Tokenizer``; another tokenizer may look the same."""
 
@@ -28,6 +42,10 @@ class Backend(Protocol):
 
     def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
         """Tokens that it knows."""
+        ...
+
+    def get_added_tokens_decoder(self) -> Mapping[int, AddedToken]:
+        """Tokens that stand for more than text, by their ids."""
         ...
 
 

@@ -35,6 +35,20 @@ def test_its_tokenizer(open_llm: Callable[..., LLM], gguf: Callable[[str], Path]
     assert output.text == llm.tokenizer.decode(output.token_ids)
 
 
+def test_a_form_for_its_texts(open_llm: Callable[..., LLM]) -> None:
+    llm = open_llm()
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", "yy"]}}, "required": ["a"]}
+    (output,) = llm.generate("Hello", SamplingParams(json_schema=schema, max_tokens=60, seed=1))
+    assert json.loads(output.text)["a"] in ("x", "yy")
+    special = llm.tokenizer.require_backend().get_added_tokens_decoder()
+    assert all(token.special for token in special.values())
+
+
+def test_embeddings_are_refused_by_name(open_llm: Callable[..., LLM]) -> None:
+    with pytest.raises(InvalidRequest, match=r"embeddings .* llama\.cpp"):
+        open_llm().embed("Hello")
+
+
 def test_what_it_refuses(gguf: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="quantize"):
         LLM(gguf("qwen3"), runtime="llama.cpp", quantize="q8_0")

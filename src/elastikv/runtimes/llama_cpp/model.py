@@ -93,6 +93,11 @@ class Model:
         is_end = self._library.llama_vocab_is_eog
         return tuple(token for token in range(self.n_vocab) if is_end(self.vocab, token))
 
+    def control_tokens(self) -> tuple[int, ...]:
+        """Tokens that are no text."""
+        is_control = self._library.llama_vocab_is_control
+        return tuple(token for token in range(self.n_vocab) if is_control(self.vocab, token))
+
     def close(self) -> None:
         """Free the weights, and before them contexts that are still there. May be called again."""
         for context in list(self.contexts):

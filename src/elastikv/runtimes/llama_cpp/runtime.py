@@ -14,7 +14,7 @@ from elastikv.batch import Batch
 from elastikv.errors import InvalidRequest, UnsupportedModel
 from elastikv.memory import MemoryOptions
 from elastikv.memory.growth import round_up
-from elastikv.models.base import ModelInfo
+from elastikv.models.base import ModelInfo, Output
 from elastikv.models.checkpoint import existing
 from elastikv.runtimes.base import RuntimeOptions
 from elastikv.runtimes.llama_cpp.context import CELL_TYPES, Context, ContextSize
@@ -128,8 +128,10 @@ class LlamaCppRuntime:
             self._contexts, memory, options.budget, cuts_anywhere=model.cuts_anywhere, name=info.architecture
         )
 
-    def decode(self, batch: Batch) -> torch.Tensor:
+    def decode(self, batch: Batch, output: Output = "logits") -> torch.Tensor:
         """See ``Runtime.decode``. A call that fails in llama.cpp forgets sequences whose state cannot go back."""
+        if output != "logits":
+            raise InvalidRequest("embeddings are not served for a model that runs through llama.cpp")
         memory = self.memory
         n_outputs = sum(entry.n_logits for entry in batch.entries)
         logits = torch.empty((n_outputs, self.model.info.n_vocab))

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from elastikv.runtimes.llama_cpp.model import Model
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class Encoding(NamedTuple):
     """What ``encode`` gives."""
 
     ids: list[int]
+
+
+class SpecialToken(NamedTuple):
+    """A ``weights.tokenizer.AddedToken``."""
+
+    content: str
+    special: bool = True
 
 
 class LlamaCppBackend:
@@ -36,3 +46,13 @@ class LlamaCppBackend:
     def get_vocab_size(self, *, with_added_tokens: bool = True) -> int:
         """Tokens that it knows."""
         return self._model.n_vocab
+
+    def get_added_tokens_decoder(self) -> dict[int, SpecialToken]:
+        """Control tokens, by their ids."""
+        return {token: SpecialToken(self._model.token_text(token)) for token in self._model.control_tokens()}
+
+    def grammar_vocabulary(self, n_vocab: int, eos_token_ids: list[int]) -> LLTokenizer:
+        """See ``engine.constraint.KnowsGrammars``."""
+        from llguidance.llamacpp import lltokenizer_from_vocab
+
+        return lltokenizer_from_vocab(self._model.vocab, n_vocab, eos_token_ids)

@@ -54,6 +54,8 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer | None:
 
     try:
         backend: tokenizers.Tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        if not backend.get_vocab_size(with_added_tokens=False):
+            raise ValueError("its vocabulary is empty")
         return backend
     except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
