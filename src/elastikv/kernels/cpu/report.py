@@ -52,6 +52,8 @@ def _width() -> str:
 
 
 def _bytes() -> str:
+    if features.has("dotprod"):
+        return "SDOT"
     if features.has("avx512vnni"):
         return "VPDPBUSD (AVX-512 VNNI)"
     if features.has("avxvnni"):

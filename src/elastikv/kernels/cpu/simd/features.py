@@ -42,9 +42,14 @@ def has_fast_int16() -> bool:
     return has_vnni() or (has("avx2") and not has("avx512bw"))
 
 
+def has_byte_dots() -> bool:
+    """Whether one instruction multiplies bytes and adds the products up by fours."""
+    return has_vnni() or has("dotprod")
+
+
 def has_byte_products() -> bool:
     """Whether products of bytes (``byte_products``) run here, by one instruction or in steps."""
-    return has("avx2")
+    return has("avx2") or has("dotprod")
 
 
 def require_halves() -> None:
