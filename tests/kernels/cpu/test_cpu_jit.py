@@ -48,6 +48,18 @@ if {fused}:
 """
 
 
+def test_what_an_older_source_was_compiled_to_is_never_loaded(tmp_path: Path) -> None:
+    older, newer = (jit._Files(str(tmp_path), "kernel", stamp * 20) for stamp in "ab")
+    older.save("signature", "old code")
+    assert older.load("signature") == "old code"
+    newer._save_index({"signature": newer._data_name(1)})  # what a process that is killed here leaves
+    assert newer.load("signature") is None
+    newer._save_index({})
+    newer.save("signature", "new code")
+    assert newer.load("signature") == "new code"
+    assert len(list(tmp_path.glob("*.nbc"))) == 1
+
+
 def run_with_cache(folder: Path, code: str = PROGRAM) -> str:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
     program = [sys.executable, "-c", code]

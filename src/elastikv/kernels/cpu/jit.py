@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import fcntl
 import functools
+import glob
 import hashlib
 import logging
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, NullCache
 
 _log = logging.getLogger(__name__)
 
@@ -80,8 +81,31 @@ def _locked(folder: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+class _Files(IndexDataCacheFile):
+    """numba's files, but data files tell by their names, too, which sources they are of.
+
+    numba numbers them from 1 for every new source, and writes the list of what there is before the data. Who reads in
+    between, or after a process that was killed there, would load what an older source was compiled to.
+    """
+
+    def __init__(self, cache_path: str, filename_base: str, source_stamp: str) -> None:
+        super().__init__(cache_path, filename_base, source_stamp)
+        self._data_name_pattern = f"{filename_base}.{source_stamp[:16]}.{{number:d}}.nbc"
+        self._all_data = f"{glob.escape(filename_base)}.*.nbc"
+
+    def save(self, key: Any, data: Any) -> None:
+        if not self._load_index():
+            for stale in Path(self._cache_path).glob(self._all_data):
+                stale.unlink(missing_ok=True)
+        super().save(key, data)
+
+
 class _PackageCache(FunctionCache):
     _impl_class = _PackageCacheImpl
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, sources_digest())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         compiled = super().load_overload(sig, target_context)
