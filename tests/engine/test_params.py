@@ -28,6 +28,24 @@ from elastikv.errors import InvalidRequest
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
         ("repeat_last_n", -2),
+        ("dry_multiplier", -1),
+        ("dry_base", 0.5),
+        ("dry_allowed_length", -1),
+        ("dry_allowed_length", None),
+        ("dry_penalty_last_n", -2),
+        ("dry_sequence_breakers", "\n"),
+        ("dry_sequence_breakers", [""]),
+        ("dry_sequence_breakers", [3]),
+        ("dry_sequence_breakers", ["x" * 41]),
+        ("dry_sequence_breakers", ["x"] * 65),
+        ("top_n_sigma", math.nan),
+        ("typical_p", 1.5),
+        ("xtc_probability", 1.1),
+        ("xtc_threshold", -0.1),
+        ("samplers", ["top_k", "mirostat"]),
+        ("samplers", "kq"),
+        ("samplers", ["infill"]),
+        ("samplers", None),
         ("seed", 0.5),
         ("max_tokens", -1),
         ("max_tokens", 2.0),
@@ -42,6 +60,13 @@ from elastikv.errors import InvalidRequest
 def test_a_bad_value_is_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(InvalidRequest, match=field):
         SamplingParams(**{field: value})
+
+
+def test_an_unknown_sampler_is_named_beside_those_there_are() -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"samplers: 'i' is none of penalties \(e\), dry \(d\), .* temperature \(t\)"
+    ):
+        SamplingParams(samplers="ki")
 
 
 def test_the_message_says_what_would_be_right() -> None:

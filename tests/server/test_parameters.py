@@ -17,11 +17,10 @@ TEXT = ("/v1/completions", {"prompt": "hello"})
 # What issue 12 found dropped, with a value that asks for something.
 ASKING = {
     "n_probs": 5,
-    "samplers": ["top_k"],
     "mirostat": 2,
-    "dry_multiplier": 0.8,
-    "xtc_probability": 0.5,
-    "typical_p": 0.9,
+    "dynatemp_range": 0.5,
+    "adaptive_target": 0.5,
+    "min_keep": 2,
     "lora": [{"id": 0, "scale": 0.5}],
     "t_max_predict_ms": 500,
     "continue_final_message": True,
@@ -95,6 +94,48 @@ def test_openais_newest_name_goes_first(server: RunningServer, engine: FakeAsync
     assert engine.requests[0].max_tokens == 1
 
 
+SAMPLERS = {
+    "dry_multiplier": 0.8,
+    "dry_base": 2,
+    "dry_allowed_length": 3,
+    "dry_penalty_last_n": -1,
+    "dry_sequence_breakers": ["\n", "#"],
+    "top_n_sigma": 1.5,
+    "typical_p": 0.9,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+    "samplers": ["dry", "temperature", "top_k"],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        CHAT,
+        TEXT,
+        ("/completion", {"prompt": "hello"}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {**CHAT[1], "max_tokens": 9}),
+    ],
+)
+def test_samplers_are_served_everywhere(server: RunningServer, engine: FakeAsyncLLM, path: str, body: dict) -> None:
+    response = server.post(path, **body, **SAMPLERS)
+    assert response.status_code == 200, response.text
+    params = engine.requests[0]
+    wanted = {**SAMPLERS, "dry_sequence_breakers": ("\n", "#"), "samplers": ("dry", "temperature", "top_k")}
+    assert {name: getattr(params, name) for name in SAMPLERS} == wanted
+
+
+def test_other_ways_to_name_samplers(server: RunningServer, engine: FakeAsyncLLM) -> None:
+    server.post(TEXT[0], **TEXT[1], samplers="kt", typ_p=0.5)
+    assert (engine.requests[0].samplers, engine.requests[0].typical_p) == (("top_k", "temperature"), 0.5)
+
+
+def test_settings_of_samplers_are_told(server: RunningServer) -> None:
+    settings = server.post("/completion", prompt="x", **SAMPLERS).json()["generation_settings"]
+    assert {name: settings[name] for name in SAMPLERS} == SAMPLERS
+
+
 def test_a_seed_of_minus_one_is_none(server: RunningServer, engine: FakeAsyncLLM) -> None:
     server.post(CHAT[0], **CHAT[1], seed=-1)
     assert engine.requests[0].seed is None
@@ -108,6 +149,10 @@ def test_a_seed_of_minus_one_is_none(server: RunningServer, engine: FakeAsyncLLM
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"stop": [""]}, "stop"),
+        ({"xtc_probability": 2}, "xtc_probability"),
+        ({"samplers": ["infill"]}, "samplers"),
+        ({"samplers": "ka"}, "samplers"),
+        ({"dry_sequence_breakers": ["x" * 41]}, "dry_sequence_breakers"),
         ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ],

@@ -22,6 +22,7 @@ from schemathesis.checks import positive_data_acceptance
 from serve_process import ServeProcess, serving
 from support.tiny_models import tiny_model
 
+from elastikv.engine.params import SAMPLERS
 from elastikv.server import ServerSettings, create_app
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,16 @@ GOOD = st.fixed_dictionaries(
         "presence_penalty": st.floats(-2, 2),
         "frequency_penalty": st.floats(-2, 2),
         "repeat_last_n": st.integers(-1, 2**31 - 1),
+        "dry_multiplier": st.floats(0, 5),
+        "dry_base": st.floats(1, 5),
+        "dry_allowed_length": st.integers(0, 2**31 - 1),
+        "dry_penalty_last_n": st.integers(-1, 2**31 - 1),
+        "dry_sequence_breakers": st.lists(st.text("a\n: ", min_size=1, max_size=4), max_size=4),
+        "top_n_sigma": st.floats(-1, 5),
+        "typical_p": st.floats(0, 1, exclude_min=True),
+        "xtc_probability": st.floats(0, 1),
+        "xtc_threshold": st.floats(0, 1),
+        "samplers": st.text("edskypmxt", max_size=12) | st.lists(st.sampled_from(SAMPLERS), max_size=12),
         "logit_bias": st.dictionaries(st.integers(0, 255).map(str), st.floats(-100, 100), max_size=4),
         "stop": st.lists(st.text(min_size=1, max_size=3), max_size=3),
         "ignore_eos": st.booleans(),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastikv.errors import InvalidRequest
 
@@ -90,11 +91,35 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, n_predict: int, t
     )
     group.add_argument("--presence-penalty", type=float, default=0.0, metavar="X", help="0: off")
     group.add_argument("--frequency-penalty", type=float, default=0.0, metavar="X", help="0: off")
+    _add_sampler_arguments(group)
     group.add_argument("-s", "--seed", type=int, metavar="N", help="none: a new one each time")
     group.add_argument(
         "-r", "--stop", action="append", default=[], metavar="TEXT", help="stop at this text; repeatable"
     )
     group.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
+
+
+def _add_sampler_arguments(group: argparse._ArgumentGroup) -> None:
+    """Samplers that are off unless they are asked for, and the order of all."""
+    group.add_argument("--dry-multiplier", type=float, default=0.0, metavar="X", help="cost of repetitions; 0: off")
+    group.add_argument("--dry-base", type=float, default=1.75, metavar="X", help="of what a longer one costs")
+    group.add_argument("--dry-allowed-length", type=int, default=2, metavar="N", help="up to this they are free")
+    group.add_argument(
+        "--dry-penalty-last-n", type=int, default=64, metavar="N", help="tokens that DRY looks at; -1: all"
+    )
+    group.add_argument(
+        "--dry-sequence-breaker",
+        action="append",
+        metavar="TEXT",
+        help=r'repeatable; no repetition goes across it; not given: \n : " *; "none": none',
+    )
+    group.add_argument("--top-nsigma", "--top-n-sigma", type=float, default=-1.0, metavar="N", help="-1: off")
+    group.add_argument("--typical", "--typical-p", type=float, default=1.0, metavar="P", help="1: off")
+    group.add_argument("--xtc-probability", type=float, default=0.0, metavar="P", help="0: off")
+    group.add_argument("--xtc-threshold", type=float, default=0.1, metavar="P", help="above 0.5: off")
+    order = group.add_mutually_exclusive_group()
+    order.add_argument("--samplers", metavar="A;B;...", help="those to apply, in order; none given: all, as llama.cpp")
+    order.add_argument("--sampler-seq", "--sampling-seq", metavar="LETTERS", help="the same in letters: edskypmxt")
 
 
 def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:
@@ -142,6 +167,13 @@ def sampling_from_args(args: argparse.Namespace) -> SamplingParams:
 
     if args.predict == 0:
         raise InvalidRequest("-n must be at least 1, or -1 for no limit but -c; got 0")
+    given: dict[str, Any] = {}
+    if args.samplers is not None:
+        given["samplers"] = [name for name in args.samplers.split(";") if name]
+    elif args.sampler_seq is not None:
+        given["samplers"] = args.sampler_seq
+    if args.dry_sequence_breaker is not None:
+        given["dry_sequence_breakers"] = _breakers(args.dry_sequence_breaker)
     return SamplingParams(
         temperature=args.temp,
         top_k=args.top_k,
@@ -151,11 +183,29 @@ def sampling_from_args(args: argparse.Namespace) -> SamplingParams:
         repeat_last_n=args.repeat_last_n,
         presence_penalty=args.presence_penalty,
         frequency_penalty=args.frequency_penalty,
+        dry_multiplier=args.dry_multiplier,
+        dry_base=args.dry_base,
+        dry_allowed_length=args.dry_allowed_length,
+        dry_penalty_last_n=args.dry_penalty_last_n,
+        top_n_sigma=args.top_nsigma,
+        typical_p=args.typical,
+        xtc_probability=args.xtc_probability,
+        xtc_threshold=args.xtc_threshold,
         seed=args.seed,
         max_tokens=None if args.predict < 0 else args.predict,
         stop=args.stop,
         ignore_eos=args.ignore_eos,
+        **given,
     )
+
+
+def _breakers(texts: Sequence[str]) -> list[str]:
+    """As llama.cpp reads them: ``none`` takes back those before it, and a backslash escapes."""
+    if "none" in texts:
+        last = len(texts) - 1 - list(reversed(texts)).index("none")
+        texts = texts[last + 1 :]
+    escapes = {"n": "\n", "t": "\t", "r": "\r"}
+    return [re.sub(r"\\(.)", lambda match: escapes.get(match[1], match[1]), text) for text in texts]
 
 
 def read_prompt(args: argparse.Namespace) -> str:

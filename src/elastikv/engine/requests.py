@@ -12,7 +12,7 @@ from elastikv.engine.constraint import Constraint
 from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.reasoning import Thoughts
-from elastikv.engine.sampling import Sampler, top_logprobs
+from elastikv.engine.sampling import Breakers, Sampler, top_logprobs
 from elastikv.engine.sessions.session import Session
 from elastikv.engine.text import TextStream
 from elastikv.errors import ElastikvError, GenerationCut, InvalidRequest
@@ -36,6 +36,7 @@ class Request:
         session: Session,
         now: float,
         constraint: Constraint | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         self.number = number
         self.params = params
@@ -52,7 +53,7 @@ class Request:
         self.error: Exception | None = None
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._sampler = Sampler(params, eos_token_ids)
+        self._sampler = Sampler(params, eos_token_ids, breakers)
         self._constraint = constraint
         self._thoughts = None if params.reasoning is None else Thoughts(params.reasoning, tokenizer)
         self._due: deque[int] = deque(self._thoughts.closing() if self._thoughts else ())

@@ -18,6 +18,7 @@ from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.policy import Chunk, plan_step
 from elastikv.engine.requests import Request
+from elastikv.engine.sampling import BreakersOfTokenizer
 from elastikv.engine.sessions.store import NONE_LEFT, SessionStore
 from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
 from elastikv.errors import CacheFull, ElastikvError, EngineClosed, QueueFull
@@ -67,6 +68,7 @@ class Scheduler:
         info = runtime.model.info
         self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
         self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self._eos_token_ids)
+        self._breakers = BreakersOfTokenizer(self._tokenizer)
         self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, budget, self.store)
 
     # What callers do
@@ -95,9 +97,18 @@ class Scheduler:
         """A request that is not queued yet, so that whoever is interrupted can ``abort`` it. Raises as ``check``."""
         self.check(token_ids, params)
         constraint = self.constraints.compile(params)
+        breakers = self._breakers.find(params.dry_sequence_breakers) if params.uses_dry else None
         session, now = self.store.new(), self._clock()
         request = Request(
-            self._n_requests, token_ids, params, self._tokenizer, self._eos_token_ids, session, now, constraint
+            self._n_requests,
+            token_ids,
+            params,
+            self._tokenizer,
+            self._eos_token_ids,
+            session,
+            now,
+            constraint,
+            breakers,
         )
         self._n_requests += 1
         return request

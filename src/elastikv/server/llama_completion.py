@@ -15,7 +15,6 @@ from elastikv.server.errors import APIError
 from elastikv.server.fim import fill_in_prompt
 from elastikv.server.forms import form_params
 from elastikv.server.generation import Job, Step, make_jobs, sampling_params
-from elastikv.server.parameters import LLAMA_CPP_SAMPLERS
 from elastikv.server.prompts import check_common, mixed_prompts
 from elastikv.server.replies import answer, json_logprob, midway_error, timings, warnings_of
 from elastikv.server.schemas import InfillRequest, LlamaRequest
@@ -198,6 +197,16 @@ def generation_settings(params: SamplingParams, n_ctx: int) -> dict[str, Any]:
             "repeat_last_n",
             "presence_penalty",
             "frequency_penalty",
+            "dry_multiplier",
+            "dry_base",
+            "dry_allowed_length",
+            "dry_penalty_last_n",
+            "dry_sequence_breakers",
+            "top_n_sigma",
+            "typical_p",
+            "xtc_probability",
+            "xtc_threshold",
+            "samplers",
             "ignore_eos",
         )
     }
@@ -211,13 +220,8 @@ def generation_settings(params: SamplingParams, n_ctx: int) -> dict[str, Any]:
         "n_probs": params.logprobs or 0,
         "logit_bias": [{"token": token_id, "bias": bias} for token_id, bias in (params.logit_bias or {}).items()],
         "grammar": params.grammar or "",
-        "samplers": LLAMA_CPP_SAMPLERS,
         # What is refused unless it is off.
         "mirostat": 0,
-        "dry_multiplier": 0.0,
-        "xtc_probability": 0.0,
-        "typical_p": 1.0,
-        "top_n_sigma": -1.0,
         "dynatemp_range": 0.0,
         "min_keep": 0,
     }

@@ -2,7 +2,7 @@
 
 Those that are served are members of ``schemas.GenerationRequest`` and its children. Those below are refused by name.
 Whatever else a request has changes no text (``user``, ``metadata``, ``store``, ``timings_per_token``, or the
-``dry_base`` of a DRY that is switched off), and is ignored.
+``mirostat_tau`` of a mirostat that is switched off), and is ignored.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from typing import Any
 
 from elastikv.server.errors import not_supported
 from elastikv.server.schemas import ChatRequest, GenerationRequest
-
-LLAMA_CPP_SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]
-"""llama.cpp's own order. It is the order here, and its other samplers do nothing unless a parameter below asks."""
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     # The form of the text.
@@ -32,12 +29,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "verbosity": ("medium",),
     # Sampling.
-    "samplers": (LLAMA_CPP_SAMPLERS,),
     "mirostat": (0,),
-    "dry_multiplier": (0,),
-    "xtc_probability": (0,),
-    "typical_p": (1,),
-    "top_n_sigma": (-1, 0),
     "adaptive_target": (-1,),
     "dynatemp_range": (0,),
     "min_keep": (0,),

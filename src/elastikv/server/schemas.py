@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import override
 
 MAX_CHOICES = 128
@@ -119,6 +128,16 @@ class GenerationRequest(Body):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repeat_last_n: Int | None = Field(None, le=INT32_MAX)
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: Int | None = Field(None, le=INT32_MAX)
+    dry_penalty_last_n: Int | None = Field(None, le=INT32_MAX)
+    dry_sequence_breakers: list[Text] | None = None
+    top_n_sigma: float | None = None
+    typical_p: float | None = Field(None, validation_alias=AliasChoices("typical_p", "typ_p"))
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    samplers: list[Text] | Text | None = None
     logit_bias: dict[Annotated[TokenId, Field(strict=False)], float] | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
