@@ -77,8 +77,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sessions.add_argument(
         "--prefix-reuse", action=argparse.BooleanOptionalAction, default=True, help="keep what prompts have in common"
     )
+    add_speculation_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser, n_predict=-1, title="sampling, where a request is silent")
+
+
+def add_speculation_arguments(parser: argparse.ArgumentParser) -> None:
+    """llama-server's flags for what it calls ngram-simple."""
+    group = parser.add_argument_group("speculation")
+    group.add_argument(
+        "--spec-type",
+        choices=("none", "ngram-simple"),
+        default="none",
+        help="compute what the text suggests along with the next token; texts stay the same",
+    )
+    group.add_argument(
+        "--spec-ngram-simple-size-n", type=int, default=3, metavar="N", help="tokens that must have stood there before"
+    )
+    group.add_argument(
+        "--spec-ngram-simple-size-m", type=int, default=16, metavar="M", help="tokens that are guessed at most"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -171,6 +189,9 @@ def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:
         idle_drop_seconds=args.kv_idle_drop,
         park_dir=args.kv_park,
         prefix_reuse=args.prefix_reuse,
+        speculation=args.spec_type,
+        ngram_size_n=args.spec_ngram_simple_size_n,
+        ngram_size_m=args.spec_ngram_simple_size_m,
     )
 
 

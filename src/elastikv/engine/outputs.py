@@ -29,12 +29,17 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class Timings:
-    """Tokens that were computed and the seconds it took; cached prompt tokens do not count."""
+    """Tokens that were computed and the seconds it took; cached prompt tokens do not count.
+
+    draft_n: tokens that were drafted, and draft_n_accepted: how many of them were then chosen.
+    """
 
     prompt_n: int = 0
     prompt_seconds: float = 0.0
     predicted_n: int = 0
     predicted_seconds: float = 0.0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

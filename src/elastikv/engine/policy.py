@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from elastikv.batch import SeqTokens
 from elastikv.engine.requests import Request
@@ -11,16 +11,20 @@ from elastikv.engine.requests import Request
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one request that a step computes: ``[start, stop)`` of its ``token_ids``."""
+    """Tokens of one request that a step computes: ``[start, stop)`` of its ``token_ids``, and a draft of what follows.
+
+    draft: tokens behind the last of the request; none unless the chunk completes it.
+    """
 
     request: Request
     start: int
     stop: int
+    draft: list[int] = field(default_factory=list)
 
     @property
     def n_tokens(self) -> int:
         """Rows of the batch."""
-        return self.stop - self.start
+        return self.stop - self.start + len(self.draft)
 
     @property
     def completes(self) -> bool:
@@ -30,8 +34,8 @@ class Chunk:
     @property
     def entry(self) -> SeqTokens:
         """The chunk as an entry of a batch; logits are wanted if it completes the request's tokens."""
-        tokens = self.request.token_ids[self.start : self.stop]
-        return SeqTokens(self.request.session.seq_id, tokens, n_logits=int(self.completes))
+        tokens = self.request.token_ids[self.start : self.stop] + self.draft
+        return SeqTokens(self.request.session.seq_id, tokens, n_logits=int(self.completes) + len(self.draft))
 
 
 def plan_step(

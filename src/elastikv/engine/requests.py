@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from elastikv.engine.constraint import Constraint
+from elastikv.engine.drafting import Drafter
 from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.reasoning import Thoughts
@@ -37,9 +38,11 @@ class Request:
         now: float,
         constraint: Constraint | None = None,
         breakers: Breakers | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.number = number
         self.params = params
+        self.drafter = drafter
         self.session = session
         self.token_ids = list(prompt_ids)
         self.n_prompt = len(prompt_ids)
@@ -206,7 +209,9 @@ class Request:
     def _timings(self, now: float) -> Timings:
         started = self.submitted if self._started is None else self._started
         first = now if self._first_token is None else self._first_token
-        return Timings(self.n_prompt - self.cached_tokens, first - started, self.n_generated, now - first)
+        n_computed, drafter = self.n_prompt - self.cached_tokens, self.drafter
+        drafted = (drafter.n_drafted, drafter.n_accepted) if drafter else (0, 0)
+        return Timings(n_computed, first - started, self.n_generated, now - first, *drafted)
 
 
 def raise_if_failed(request: Request) -> None:

@@ -20,6 +20,7 @@ from elastikv.engine.policy import Chunk, plan_step
 from elastikv.engine.requests import Request
 from elastikv.engine.sampling import BreakersOfTokenizer
 from elastikv.engine.sessions.store import NONE_LEFT, SessionStore
+from elastikv.engine.speculation import Speculation
 from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
 from elastikv.errors import CacheFull, ElastikvError, EngineClosed, QueueFull
 from elastikv.memory import Budget
@@ -69,6 +70,7 @@ class Scheduler:
         self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
         self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self._eos_token_ids)
         self._breakers = BreakersOfTokenizer(self._tokenizer)
+        self._speculation = Speculation(self._memory, options)
         self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, budget, self.store)
 
     # What callers do
@@ -109,6 +111,7 @@ class Scheduler:
             now,
             constraint,
             breakers,
+            self._speculation.drafter(),
         )
         self._n_requests += 1
         return request
@@ -150,6 +153,7 @@ class Scheduler:
             chunks, logits = self._decode()
             self._keep_checkpoints(chunks)
             self._sample(chunks, logits)
+            self._speculation.settle()
             self._retire_finished()
 
     def make_room_for(self, work: Callable[[], T]) -> T:
@@ -224,6 +228,7 @@ class Scheduler:
         """Whatever the last operation was interrupted in is settled before this one."""
         if self._is_torn:
             self._memory.rollback()
+            self._speculation.settle()
             self._retire_finished()
         self._is_torn = True
         yield
@@ -249,8 +254,11 @@ class Scheduler:
         return self._admission.fits_now(request, [(len(other.token_ids), self._n_held(other)) for other in running])
 
     def _decode(self) -> tuple[list[Chunk], np.ndarray | None]:
-        """What could be computed, and float32 logits ``[n, n_vocab]`` of the chunks that complete their request."""
-        concessions = self.store.concessions()
+        """What could be computed, and float32 logits ``[n, n_vocab]`` of the chunks that complete their request.
+
+        Each of those has a row, and one more for every token of its draft.
+        """
+        concessions = itertools.chain(self._speculation.concessions(), self.store.concessions())
         while chunks := self._plan():
             try:
                 return chunks, self._runtime.decode(Batch(chunk.entry for chunk in chunks)).numpy()
@@ -264,7 +272,8 @@ class Scheduler:
         for request in self._running:
             if self._n_held(request) == len(request.token_ids):  # interrupted before its token was chosen
                 self.store.rewind(request)
-        return plan_step(self._running, self._n_held, n_batch=self._n_batch, n_ubatch=self._n_ubatch)
+        chunks = plan_step(self._running, self._n_held, n_batch=self._n_batch, n_ubatch=self._n_ubatch)
+        return self._speculation.extend(chunks, self._n_batch)
 
     def _give_way(self, refusal: CacheFull) -> None:
         """The youngest goes back to wait. One that is alone and refused has all there is: it ends early."""
@@ -290,13 +299,18 @@ class Scheduler:
         complete = [chunk for chunk in chunks if chunk.completes]
         self._tokens_prompt += sum(max(min(chunk.stop, chunk.request.n_prompt) - chunk.start, 0) for chunk in chunks)
         if logits is not None:
-            for chunk, row in zip(complete, logits, strict=True):
-                try:
-                    chunk.request.accept(row, self._memory.n_ctx, now)
-                except BaseException:  # its text may lack a piece; it must not go on as if nothing had been
-                    chunk.request.fail(ElastikvError("this generation was interrupted; start it again"))
-                    raise
-                self._tokens_generated += chunk.request.n_news
+            ends = np.cumsum([1 + len(chunk.draft) for chunk in complete])
+            for chunk, rows in zip(complete, np.split(logits, ends)[:-1], strict=True):
+                self._sample_for(chunk, rows, now)
+
+    def _sample_for(self, chunk: Chunk, rows: np.ndarray, now: float) -> None:
+        for row in self._speculation.counting(chunk, rows):
+            try:
+                chunk.request.accept(row, self._memory.n_ctx, now)
+            except BaseException:  # its text may lack a piece; it must not go on as if nothing had been
+                chunk.request.fail(ElastikvError("this generation was interrupted; start it again"))
+                raise
+            self._tokens_generated += chunk.request.n_news
 
     def _retire_finished(self) -> None:
         for request in [request for request in self._requests if request.finished]:

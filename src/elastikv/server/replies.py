@@ -158,10 +158,13 @@ def timings(outputs: Sequence[GenerationOutput]) -> dict[str, float]:
     predicted_n = sum(output.timings.predicted_n for output in outputs)
     prompt_seconds = sum(output.timings.prompt_seconds for output in outputs)
     predicted_seconds = sum(output.timings.predicted_seconds for output in outputs)
+    draft_n = sum(output.timings.draft_n for output in outputs)
+    draft_n_accepted = sum(output.timings.draft_n_accepted for output in outputs)
     return {
         "cache_n": sum(output.cached_tokens for output in outputs),
         **_speed("prompt", prompt_n, prompt_seconds),
         **_speed("predicted", predicted_n, predicted_seconds),
+        **({"draft_n": draft_n, "draft_n_accepted": draft_n_accepted} if draft_n else {}),
     }
 
 
