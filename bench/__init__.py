@@ -10,5 +10,6 @@ peers, server_peers     beside llama.cpp and transformers; beside llama-server
 transformers_cache      ElasticCache beside transformers' own caches
 sessions, soak          many sessions on one budget; minutes of clients that misbehave
 quality                 what smaller cells and packed weights cost
+speculation             prompt lookup on and off, and that the texts are the same
 shapes                  random models in the shapes of real ones, which the others use
 """

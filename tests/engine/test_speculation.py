@@ -202,7 +202,6 @@ def texts(llm: LLM, prompts, params) -> list[tuple[list[int], str, str | None]]:
 
 
 def test_a_text_that_repeats_itself_is_guessed(pair: tuple[LLM, LLM]) -> None:
-    off, on = pair
     before, after = (llm.generate(CODE * 3 + "def add(", greedy(60))[0] for llm in pair)
     assert before.token_ids == after.token_ids
     assert before.timings.draft_n == 0 < after.timings.draft_n_accepted <= after.timings.draft_n
@@ -221,8 +220,8 @@ def test_a_text_that_repeats_itself_is_guessed(pair: tuple[LLM, LLM]) -> None:
     ],
 )
 def test_demo_texts_are_the_same_with_seeds_stops_and_forms(pair: tuple[LLM, LLM], params: dict) -> None:
-    prompts = [CODE, CODE * 2 + "def mul(", "Once upon a time"]
-    params = [SamplingParams(max_tokens=60, **params)] * 3
+    prompts = [CODE * 2 + "def mul(", CODE, "Once upon a time", CODE, CODE]  # three choices of one prompt among them
+    params = [SamplingParams(max_tokens=60, **params)] * len(prompts)
     assert texts(pair[0], prompts, params) == texts(pair[1], prompts, params)
 
 
