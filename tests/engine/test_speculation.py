@@ -83,8 +83,8 @@ def test_texts_are_the_same_whatever_part_of_the_drafts_is_right(rig, half_right
     r.run(*requests)
     assert [request.n_generated for request in requests] == list(range(40, 47))
     assert_right(*requests)
-    timings = [request.output(0.0).timings for request in requests]
-    assert all(0 < each.draft_n_accepted < each.draft_n for each in timings)
+    outputs = [request.output(0.0) for request in requests]
+    assert all(0 < output.timings.draft_n_accepted < output.timings.draft_n for output in outputs)
 
 
 def test_drafts_save_steps(rig, monkeypatch: pytest.MonkeyPatch) -> None:

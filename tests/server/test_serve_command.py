@@ -46,6 +46,7 @@ def test_a_wide_bind_without_a_key_is_warned_about(
         (["--api-key-file", "/no/such/file"], "--api-key-file /no/such/file: No such file"),
         (["--parallel", "0"], "n_parallel must be at least 1"),
         (["--max-queue", "-1"], "max_queue must be at least 1"),
+        (["--spec-ngram-simple-size-m", "0"], "ngram_size_m must be at least 1"),
         (["--kv-idle-drop", "-3"], "idle_drop_seconds must be at least 0"),
         (["--allowed-hosts", "good.example,http://bad"], "--allowed-hosts: 'http://bad' is no host"),
         (["--cors-origin", "x.org"], "--cors-origin: 'x.org' is no origin"),
@@ -66,6 +67,16 @@ def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_loaded(
     assert main(["serve", "-m", "/no/such/model", flag, str(tmp_path / "file" / "folder")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert f"error: {flag} {tmp_path}/file/folder: Not a directory" in line
+
+
+def test_speculation_is_off_unless_it_is_asked_for_in_llama_servers_words() -> None:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    silent = serve.scheduling_from_args(parser.parse_args([]))
+    asked = serve.scheduling_from_args(
+        parser.parse_args(["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "5"])
+    )
+    assert (silent.speculation, asked.speculation, asked.ngram_size_n) == ("none", "ngram-simple", 5)
 
 
 # The keys
