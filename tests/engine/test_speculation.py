@@ -122,14 +122,20 @@ def test_preempted_and_parked_they_are_the_same(rig, half_right, tmp_path, parks
     assert_right(again)
 
 
-def test_a_draft_that_does_not_fit_costs_nobody_anything(rig, half_right) -> None:
+def test_a_draft_that_does_not_fit_costs_nobody_anything(rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes before an idle session does; what is certain then gets its room."""
     r = rig(speculation="ngram-simple")
     idle = r.scheduler.submit(prompt(9, 20), greedy(5))
     r.run(idle)
-    request = r.scheduler.submit(prompt(1, 20), greedy(200))
+    request = r.scheduler.submit(prompt(1, 20), greedy(40))
+    while request.n_generated < 2:
+        r.scheduler.step()
+    monkeypatch.setattr(Drafter, "draft", lambda self, token_ids, n_most: [1] * min(n_most, 40))
+    r.budget.set_limit(r.budget.committed_bytes + 24 * BYTES_PER_CELL)
     while request.n_generated < 10:
         r.scheduler.step()
-    r.budget.set_limit(r.budget.committed_bytes + 40 * BYTES_PER_CELL)
+    assert "refusal" in r.kinds()
+    assert "release" not in r.kinds()
     r.run(request)
     assert_right(request)
 
