@@ -197,8 +197,9 @@ def test_recurrent_memory_keeps_it_off(rig, half_right) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[LLM, LLM]]:
-    with LLM(n_ctx=1024, n_threads=1) as off, LLM(n_ctx=1024, n_threads=1, scheduler=EAGER) as on:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLM, LLM]]:
+    model = tiny_model("llama", tmp_path_factory.mktemp("llama"))
+    with LLM(model, n_ctx=1024, n_threads=1) as off, LLM(model, n_ctx=1024, n_threads=1, scheduler=EAGER) as on:
         yield off, on
 
 
@@ -208,7 +209,7 @@ def texts(llm: LLM, prompts, params) -> list[tuple[list[int], str, str | None]]:
 
 
 def test_a_text_that_repeats_itself_is_guessed(pair: tuple[LLM, LLM]) -> None:
-    before, after = (llm.generate(CODE * 3 + "def add(", greedy(60))[0] for llm in pair)
+    before, after = (llm.generate(CODE * 3 + "def add(", greedy(200, ignore_eos=True))[0] for llm in pair)
     assert before.token_ids == after.token_ids
     assert before.timings.draft_n == 0 < after.timings.draft_n_accepted <= after.timings.draft_n
 
@@ -225,7 +226,7 @@ def test_a_text_that_repeats_itself_is_guessed(pair: tuple[LLM, LLM]) -> None:
         {"temperature": 0, "json_schema": {"type": "array", "items": {"enum": [100, 101]}, "maxItems": 9}},
     ],
 )
-def test_demo_texts_are_the_same_with_seeds_stops_and_forms(pair: tuple[LLM, LLM], params: dict) -> None:
+def test_texts_are_the_same_with_seeds_stops_and_forms(pair: tuple[LLM, LLM], params: dict) -> None:
     prompts = [CODE * 2 + "def mul(", CODE, "Once upon a time", CODE, CODE]  # three choices of one prompt among them
     params = [SamplingParams(max_tokens=60, **params)] * len(prompts)
     assert texts(pair[0], prompts, params) == texts(pair[1], prompts, params)
@@ -239,15 +240,25 @@ def test_log_probabilities_come_one_a_token(pair: tuple[LLM, LLM]) -> None:
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3_5"])
-def test_random_models_say_the_same(tmp_path, architecture: str) -> None:
+@pytest.mark.parametrize("architecture", ["mistral", "qwen3_5"])
+def test_windows_and_recurrent_layers_change_no_text(tmp_path, architecture: str) -> None:
+    """Behind a window it stops once the beginning has gone; with recurrent layers it never starts."""
     model = tiny_model(architecture, tmp_path)
-    prompts = [prompt(seed, 5 + seed) * 2 for seed in range(40)]
+    prompts = [prompt(seed, 5 + seed) * 2 for seed in range(6)]
     with LLM(model, n_ctx=512, n_threads=1) as off, LLM(model, n_ctx=512, n_threads=1, scheduler=EAGER) as on:
-        params = greedy(40, ignore_eos=True)
-        before, after = off.generate(prompts, params), on.generate(prompts, params)
+        before, after = (llm.generate(prompts, greedy(60, ignore_eos=True)) for llm in (off, on))
     assert [output.token_ids for output in before] == [output.token_ids for output in after]
-    assert any(output.timings.draft_n for output in after) == (architecture != "qwen3_5")
+    assert any(output.timings.draft_n for output in after) == (architecture == "mistral")
+
+
+@pytest.mark.slow
+def test_a_thousand_greedy_texts_are_the_same(pair: tuple[LLM, LLM]) -> None:
+    chance = random.Random(1)
+    prompts = [[chance.randrange(384) for _ in range(chance.randrange(3, 40))] for _ in range(1000)]
+    before, after = (llm.generate(prompts, greedy(40, ignore_eos=True)) for llm in pair)
+    different = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a.token_ids != b.token_ids]
+    assert not different
+    assert sum(output.timings.draft_n_accepted for output in after) > 1000
 
 
 @pytest.mark.parametrize(
