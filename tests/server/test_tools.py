@@ -72,6 +72,12 @@ def test_without_tools_calls_are_text(server: RunningServer, wish: dict) -> None
     assert reply["finish_reason"] == "stop"
 
 
+def test_a_begun_reply_alone_may_have_tools(demo: OpenAI) -> None:
+    begun = [{"role": "assistant", "content": "So"}]
+    reply = demo.chat.completions.create(model="demo", messages=begun, tools=TOOLS, max_tokens=2)
+    assert reply.usage.completion_tokens <= 2
+
+
 def test_one_call_at_most(server: RunningServer) -> None:
     body = says(server, CALLS["hermes"])
     server.post("/v1/chat/completions", **body, tools=TOOLS, parallel_tool_calls=False)

@@ -48,8 +48,12 @@ def errors(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
 
 
 def content(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """The ``responses`` of a route that answers with other than JSON."""
-    return {200: {"content": {media_type: {"schema": {"type": "string"}}}}}
+    """The ``responses`` of a route that answers with other than JSON.
+
+    Of an event stream nothing more is said: OpenAPI 3.1 has no words for its events, and a schema would be theirs.
+    """
+    schema = {} if media_type == "text/event-stream" else {"schema": {"type": "string"}}
+    return {200: {"content": {media_type: schema}}}
 
 
 EVERYWHERE = errors(403, 503, "default")

@@ -75,7 +75,7 @@ def as_text(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]])
     if tools:
         lines = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
         text = _INTRODUCTION.format(tools=lines)
-        if told[0]["role"] == "system":
+        if told and told[0]["role"] == "system":
             told[0]["content"] = f"{told[0]['content']}\n\n{text}"
         else:
             told.insert(0, {"role": "system", "content": text})
