@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _N_KEPT = 32
 """Compiled grammars: ``n`` choices, and clients that ask again and again for one form, have it compiled once."""
 
-_JSON: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+JSON_STYLE: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """As ``json.dumps`` writes it. Free white space would let a model write nothing else, and force fewer tokens."""
 
 _LARK = "%llguidance"
@@ -120,7 +120,7 @@ def _grammar(kind: str, text: str) -> str:
         return llguidance.LLMatcher.grammar_from_regex(text)
     try:
         if kind == "json_schema":
-            return llguidance.LLMatcher.grammar_from_json_schema(text, defaults=_JSON)
+            return llguidance.LLMatcher.grammar_from_json_schema(text, defaults=JSON_STYLE)
         return llguidance.LLMatcher.grammar_from_lark(text if text.startswith(_LARK) else gbnf_to_lark(text))
     except Exception as error:  # ValueError, GbnfToLarkError, and Exception itself
         raise InvalidRequest(f"{kind}: {_one_line(str(error))}") from None

@@ -53,7 +53,7 @@ class MessageReply:
         (step,) = last_steps
         output = step.output
         assert output is not None
-        list(self._blocks.feed([*self._parser.feed(output.text), *self._parser.finish()]))
+        list(self._blocks.feed(self._parser.read(output.text, is_last=True)))
         found = [_block(block) for block in self._blocks.found]
         return {**self._message(found, output), **self._ending(output), **self._warning, **warnings_of(last_steps)}
 
@@ -66,10 +66,9 @@ class MessageReply:
                     is_begun = True
                     start = {**self._message([], None), "stop_reason": None, "stop_sequence": None}
                     yield named_event({"type": "message_start", "message": start, **self._warning})
-                pieces = self._parser.feed(step.delta.text)
-                if step.output is not None:
-                    pieces += self._parser.finish()
-                for what, block, news in self._blocks.feed(pieces, is_last=step.output is not None):
+                is_last = step.output is not None
+                pieces = self._parser.read(step.delta.text, is_last=is_last)
+                for what, block, news in self._blocks.feed(pieces, is_last=is_last):
                     yield named_event(_event(what, block, news))
                 if step.output is not None:
                     ending = self._ending(step.output)

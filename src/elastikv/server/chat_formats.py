@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from elastikv.engine.constraint import JSON_STYLE
 from elastikv.weights.tokenizer import Tokenizer
 
 THINK = ("<think>", "</think>")
@@ -19,7 +20,6 @@ THINK = ("<think>", "</think>")
 
 _NO_CALL = {"content": "json", "content_args": {"allow_non_json": True}, "repeats": True}
 _JSON_HEAD = r'\s*\{\s*"name"\s*:\s*"(?P<name>(?:[^"\\]|\\.)+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
-_JSON_STYLE = {"lenient": True, "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,16 @@ HERMES = CallFormat(
     between="\n",
     end="</tool_call>",
 )
+_DEEPSEEK: dict[str, Any] = {
+    "region": {
+        "open_pattern": r"\s*(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>",
+        "close": "<｜tool▁call▁end｜>",
+        "repeats": True,
+    },
+    "opening": "<｜tool▁calls▁begin｜>",
+    "closing": "<｜tool▁calls▁end｜>",
+    "end": "<｜tool▁call▁end｜>",
+}
 _FAMILIES = (
     CallFormat(  # Qwen3.5, Qwen3-Coder
         marks=("<tool_call>", "<function=", "<parameter="),
@@ -92,33 +102,19 @@ _FAMILIES = (
     ),
     CallFormat(  # DeepSeek R1 and V3
         marks=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "```json"),
-        region={
-            "open_pattern": r"\s*(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>",
-            "close": "<｜tool▁call▁end｜>",
-            "repeats": True,
-        },
+        **_DEEPSEEK,
         head=r"\w*<｜tool▁sep｜>(?P<name>[^\n]+)\n```json\n",
         before="<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n",
         after="\n```<｜tool▁call▁end｜>",
-        opening="<｜tool▁calls▁begin｜>",
         between="\n",
-        closing="<｜tool▁calls▁end｜>",
-        end="<｜tool▁call▁end｜>",
     ),
     CallFormat(  # DeepSeek V3.1
         marks=("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"),
-        region={
-            "open_pattern": r"\s*(?:<｜tool▁calls▁begin｜>)?<｜tool▁call▁begin｜>",
-            "close": "<｜tool▁call▁end｜>",
-            "repeats": True,
-        },
+        **_DEEPSEEK,
         head=r"(?P<name>[^<\n]+)<｜tool▁sep｜>",
         before="<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>",
         after="<｜tool▁call▁end｜>",
-        opening="<｜tool▁calls▁begin｜>",
         between="",
-        closing="<｜tool▁calls▁end｜>",
-        end="<｜tool▁call▁end｜>",
     ),
     CallFormat(  # Llama 3
         marks=("<|start_header_id|>", '"parameters"'),
@@ -165,7 +161,7 @@ def calls_grammar(
 
 def styled(schema: Mapping[str, Any]) -> str:
     """A schema inside a grammar: written as ``json.dumps`` writes, and what cannot be enforced left to the model."""
-    return json.dumps({**schema, "x-guidance": _JSON_STYLE})
+    return json.dumps({**schema, "x-guidance": {"lenient": True, **JSON_STYLE}})
 
 
 def _escaped(name: str, family: CallFormat) -> str:

@@ -83,6 +83,10 @@ class MessageParser:
             return self._give_up("")
         return self._pieces(events)
 
+    def read(self, text: str, *, is_last: bool) -> list[Piece]:
+        """The pieces of a text that follows; of all that is left, with the last one."""
+        return [*self.feed(text), *(self.finish() if is_last else ())]
+
     def _pieces(self, events: Iterable[Mapping[str, Any]]) -> list[Piece]:
         pieces: list[Piece] = []
         for event in events:

@@ -16,17 +16,15 @@ from elastikv.server.errors import APIError
 from elastikv.server.schemas import GenerationRequest
 from elastikv.server.state import ServerState
 
-_SAMPLING = (
-    "seed",
-    "stop",
+SAMPLING_SETTINGS = (
     "temperature",
-    "top_p",
     "top_k",
+    "top_p",
     "min_p",
     "repeat_penalty",
+    "repeat_last_n",
     "presence_penalty",
     "frequency_penalty",
-    "repeat_last_n",
     "dry_multiplier",
     "dry_base",
     "dry_allowed_length",
@@ -37,10 +35,11 @@ _SAMPLING = (
     "xtc_probability",
     "xtc_threshold",
     "samplers",
-    "logit_bias",
     "ignore_eos",
-    "cache_prompt",
 )
+"""Those that llama-server tells by the names that ``SamplingParams`` has for them."""
+
+_SAMPLING = (*SAMPLING_SETTINGS, "seed", "stop", "logit_bias", "cache_prompt")
 """Members of a request that ``SamplingParams`` has under the same name."""
 
 

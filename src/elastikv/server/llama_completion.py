@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -14,7 +14,7 @@ from elastikv.server.description import content, errors
 from elastikv.server.errors import APIError
 from elastikv.server.fim import fill_in_prompt
 from elastikv.server.forms import form_params
-from elastikv.server.generation import Job, Step, make_jobs, sampling_params
+from elastikv.server.generation import SAMPLING_SETTINGS, Job, Step, make_jobs, sampling_params
 from elastikv.server.prompts import check_common, mixed_prompts
 from elastikv.server.replies import answer, json_logprob, midway_error, timings, warnings_of
 from elastikv.server.schemas import InfillRequest, LlamaRequest
@@ -186,32 +186,8 @@ def _probabilities(tokens: Sequence[TokenLogprobs] | None) -> dict[str, Any]:
 def generation_settings(params: SamplingParams, n_ctx: int) -> dict[str, Any]:
     """The settings of a generation by llama-server's names."""
     n_predict = -1 if params.max_tokens is None else params.max_tokens
-    kept: Mapping[str, Any] = {
-        name: getattr(params, name)
-        for name in (
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "repeat_penalty",
-            "repeat_last_n",
-            "presence_penalty",
-            "frequency_penalty",
-            "dry_multiplier",
-            "dry_base",
-            "dry_allowed_length",
-            "dry_penalty_last_n",
-            "dry_sequence_breakers",
-            "top_n_sigma",
-            "typical_p",
-            "xtc_probability",
-            "xtc_threshold",
-            "samplers",
-            "ignore_eos",
-        )
-    }
     return {
-        **kept,
+        **{name: getattr(params, name) for name in SAMPLING_SETTINGS},
         "n_ctx": n_ctx,
         "n_predict": n_predict,
         "max_tokens": n_predict,

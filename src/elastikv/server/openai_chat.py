@@ -56,14 +56,14 @@ class ChatReply(Reply):
     @override
     def piece(self, step: Step) -> dict[str, Any]:
         delta, parser = step.delta, self._parsers[step.index]
-        news = message([*parser.feed(delta.text), *(parser.finish() if step.output else ())])
+        news = message(parser.read(delta.text, is_last=step.output is not None))
         reason = self._finish_reason(step.index, news, delta.finish_reason)
         return _choice(step.index, delta=news, logprobs=_logprobs(delta.logprobs), finish_reason=reason)
 
     @override
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
         parser = self._parsers[index]
-        whole = message([*parser.feed(output.text), *parser.finish()])
+        whole = message(parser.read(output.text, is_last=True))
         reason = self._finish_reason(index, whole, output.finish_reason)
         for call in whole.get("tool_calls", ()):
             del call["index"]

@@ -51,7 +51,7 @@ class ResponsesReply:
         (step,) = last_steps
         output = step.output
         assert output is not None
-        list(self._blocks.feed([*self._parser.feed(output.text), *self._parser.finish()]))
+        list(self._blocks.feed(self._parser.read(output.text, is_last=True)))
         return {**self._response(output), **warnings_of(last_steps)}
 
     async def events(self, steps: AsyncIterator[Step]) -> AsyncGenerator[bytes, None]:
@@ -63,10 +63,9 @@ class ResponsesReply:
                     is_begun = True
                     yield self._event("response.created", response=self._response(None))
                     yield self._event("response.in_progress", response=self._response(None))
-                pieces = self._parser.feed(step.delta.text)
-                if step.output is not None:
-                    pieces += self._parser.finish()
-                for what, block, news in self._blocks.feed(pieces, is_last=step.output is not None):
+                is_last = step.output is not None
+                pieces = self._parser.read(step.delta.text, is_last=is_last)
+                for what, block, news in self._blocks.feed(pieces, is_last=is_last):
                     for event in self._of_block(what, block, news):
                         yield event
                 if step.output is not None:
