@@ -1,12 +1,15 @@
-"""``elastikv chat``: a conversation in the terminal, with the cache's memory in the prompt line."""
+"""``elastikv chat``: a conversation in the terminal, with the cache's memory beside the prompt."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elastikv.cli import chat_file
+from elastikv.cli.chat_input import line_reader, read_message
 from elastikv.cli.options import add_model_arguments, add_sampling_arguments, llm_from_args, sampling_from_args
 from elastikv.cli.report import ResizeLog, gauge, resizes
 from elastikv.errors import ElastikvError, GenerationCut, InvalidRequest, format_bytes
@@ -20,9 +23,11 @@ HELP = """\
 /stats         what the memory holds
 /system TEXT   set the system message and start anew
 /retry         answer the last message again
+/save FILE     write the conversation to a file, and its cells beside it
+/load FILE     go on with a saved conversation
 /help          this list
 /exit          leave (also Ctrl-D)
-Ctrl-C stops a reply and keeps what was said."""
+Ctrl-C stops a reply and keeps what was said. Alt-Enter, or a backslash at the end, begins a new line."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +47,6 @@ def run(args: argparse.Namespace) -> int:
         if not llm.tokenizer.has_chat_template:
             raise InvalidRequest("the model has no chat template; use `elastikv run`")
         if sys.stdin.isatty():
-            import readline  # noqa: F401  (line editing and history in input())
-
             print("Type a message, or /help.")
         Conversation(llm, params, args.system, verbose=args.verbose).loop(first=args.prompt)
     return 0
@@ -64,17 +67,19 @@ class Conversation:
             "/stats": lambda _: self._print_stats(),
             "/system": self._set_system,
             "/retry": lambda _: self._retry(),
+            "/save": self._save,
+            "/load": self._load,
             "/help": lambda _: print(HELP),
         }
         self._start()
 
     def loop(self, first: str | None = None) -> None:
         """Answer or obey line after line until ``/exit`` or the end of the input; ``first`` comes before them."""
-        line = first
+        line, read_line = first, line_reader(self._status, [*self._commands, "/exit"])
         while True:
             if line is None:
                 try:
-                    line = input(f"{gauge(self._llm)} > ").strip()
+                    line = read_message(read_line)
                 except EOFError:
                     print()
                     return
@@ -117,6 +122,32 @@ class Conversation:
         print()
         self._messages.append({"role": "assistant", "content": "".join(pieces)})
 
+    def _save(self, name: str) -> None:
+        self._with_file(name, self._save_to)
+
+    def _save_to(self, path: Path) -> None:
+        n_cells = chat_file.save(path, self._messages, self._llm)
+        print(f"saved {len(self._messages)} messages to {path}, and {n_cells} cells beside it")
+
+    def _load(self, name: str) -> None:
+        self._with_file(name, self._load_from)
+
+    def _load_from(self, path: Path) -> None:
+        messages, n_cells = chat_file.load(path, self._llm)
+        self._messages = messages
+        self._system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+        cells = f"{n_cells} cells" if n_cells else "no cells of this model: they will be computed again"
+        print(f"loaded {len(messages)} messages, {cells}")
+
+    def _with_file(self, name: str, act: Callable[[Path], None]) -> None:
+        if not name:
+            print("which file? /save FILE, /load FILE")
+            return
+        try:
+            act(Path(name).expanduser())
+        except InvalidRequest as error:
+            print(f"({error})")
+
     def _retry(self) -> None:
         if self._messages and self._messages[-1]["role"] == "assistant":
             self._messages.pop()
@@ -137,6 +168,10 @@ class Conversation:
     def _set_system(self, text: str) -> None:
         self._system = text or None
         self._clear()
+
+    def _status(self) -> str:
+        stats = self._llm.stats()
+        return f"{gauge(self._llm)}, {stats.used_cells} of {self._llm.n_ctx} cells"
 
     def _print_stats(self) -> None:
         stats = self._llm.stats()

@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "complete a prompt",
     "chat": "talk to a model in the terminal",
     "serve": "serve the OpenAI API over HTTP",
+    "top": "watch a running server's memory and sessions",
     "plan": "what a KV cache would cost, without loading weights",
     "bench": "tokens per second of prefill and decode",
 }
