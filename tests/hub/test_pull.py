@@ -140,6 +140,7 @@ def test_a_folder_runs_from_the_hub_and_then_without_it(hub, at, tmp_path):
         "tokenizer.json",
         "tokenizer_config.json",
     }
+    assert (tmp_path / "hub/models--user--demo/refs/main").read_text() == hub.commit
     hub.requests.clear()
     offline = elastikv(at, *command)
     assert offline.stdout == online.stdout

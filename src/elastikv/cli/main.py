@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "serve the OpenAI API over HTTP",
     "plan": "what a KV cache would cost, without loading weights",
     "bench": "tokens per second of prefill and decode",
+    "doctor": "what this machine and this installation give, and what would make it faster",
     "pull": "fetch a model of the Hugging Face Hub into its cache",
     "models": "what the hub's cache has, and what it would cost",
 }
