@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ from support import hub as hubs
 from support.hub import elastikv, environment
 
 from elastikv import demo
+from tools.gguf_export import export_gguf
 
 CHUNK = 10 << 20
 """What huggingface_hub writes at once."""
@@ -151,7 +153,19 @@ def test_a_plan_needs_the_config_alone(at, tmp_path):
     done = elastikv(at, "plan", "-hf", "user/demo")
     assert done.stdout.startswith("user/demo: 1 KiB a cell")
     assert set(fetched(tmp_path)) == {"config.json"}
-    assert "first: elastikv pull user/gguf" in elastikv(at, "plan", "-hf", "user/gguf").stderr
+    assert "first: elastikv pull user/gguf:F16" in elastikv(at, "plan", "-hf", "user/gguf:F16").stderr
+
+
+def test_a_plan_needs_the_beginning_of_a_gguf_alone(hub, at, tmp_path):
+    gguf = export_gguf(demo.path(), tmp_path / "m-Q8_0.gguf", "q8_0").read_bytes() + bytes(40 << 20)
+    hub.files["user/gguf"] = {"m-Q8_0.gguf": gguf}
+    plan = json.loads(elastikv(at, "plan", "-hf", "user/gguf", "--json").stdout)
+    assert (plan["bytes_per_cell"], plan["weight_bytes"]) == (1024, len(gguf))
+    assert hub.ranges("m-Q8_0.gguf") == [f"bytes=0-{(32 << 20) - 1}"]
+    assert fetched(tmp_path) == {}
+
+    assert json.loads(elastikv(at, "plan", "-hf", "user/gguf", "--json").stdout)["rows"] == plan["rows"]
+    assert len(hub.ranges("m-Q8_0.gguf")) == 1
 
 
 @pytest.mark.parametrize(

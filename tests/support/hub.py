@@ -117,10 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": self.hub.commit,
             "Accept-Ranges": "bytes",
         }
-        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        if first:
-            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        body = content[first:]
+        span = self.headers.get("Range", "")
+        first, _, last = (span or "bytes=0-").removeprefix("bytes=").partition("-")
+        body = content[int(first) : int(last) + 1 if last else None]
+        if span:
+            headers["Content-Range"] = f"bytes {first}-{int(first) + len(body) - 1}/{len(content)}"
         if self.command == "GET" and name in self.hub.stalls:
             body = content[: self.hub.stalls.pop(name)]
             self._send(200, body, headers | {"Content-Length": str(len(content))})
@@ -128,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(1)  # until the client goes
             return
         cut = self.hub.cuts[name].pop(0) if self.command == "GET" and self.hub.cuts.get(name) else None
-        self._send(206 if first else 200, body, headers, cut)
+        self._send(206 if span else 200, body, headers, cut)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None, cut: int | None = None) -> None:
         self.send_response(status)

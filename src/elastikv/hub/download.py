@@ -7,35 +7,28 @@ protocol (files above 50 GB) begins anew.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, HfFileMetadata, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils.sha import sha_fileobj
 
 from elastikv.errors import HubError
 from elastikv.hub import cache
-from elastikv.hub.files import beside_weights, is_safe, pick, quantisations
+from elastikv.hub.files import Parts, beside_weights, is_safe, pick, quantisations
 from elastikv.hub.reference import HubModel
+from elastikv.hub.refusals import explained
 from elastikv.weights.folders import weight_names
 
 _SECONDS = 10
 """For the hub to answer; after that it counts as out of reach."""
 
-_LOGIN = "set HF_TOKEN or run `hf auth login`"
+_HEADER_BYTES = 32 << 20
+"""Beginning of a GGUF file that holds its header, however large the vocabulary."""
 
 
 def pull(model: HubModel) -> Path:
@@ -43,19 +36,24 @@ def pull(model: HubModel) -> Path:
 
     After an error, or Ctrl-C, the next call goes on with what there is.
     """
-    with _explained(model):
+    with explained(model):
         commit = _newest(model.repo)
         return _pull_gguf(commit, model.quant) if quantisations(commit.names) else _pull_folder(commit, model.quant)
 
 
-def pull_config(model: HubModel) -> Path:
-    """Fetch the ``config.json`` alone; its path in the cache. Raises HubError, also for GGUF, which has none."""
-    with _explained(model):
+def pull_facts(model: HubModel) -> Path:
+    """Fetch what tells a model's costs: ``config.json``, or the beginning of a GGUF file; its path. Raises HubError."""
+    with explained(model):
         commit = _newest(model.repo)
-        if quantisations(commit.names):
-            raise HubError(f"{model} is not in the hub's cache; first: elastikv pull {model}")
-        _refuse_folder_without_weights(commit, model.quant)
-        return commit.fetch("config.json")
+        if not quantisations(commit.names):
+            _refuse_folder_without_weights(commit, model.quant)
+            return commit.fetch("config.json")
+        parts = _parts(commit, model.quant)
+        if len(parts) > 1:
+            raise HubError(
+                f"{model} is in {len(parts)} files, which tell its costs together; first: elastikv pull {model}"
+            )
+        return commit.fetch_header(parts[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,28 @@ class _Commit:
                 _fetch_blob(url, name, facts, cache.repository_folder(self.repo))
             self.fetch(name)
 
+    def fetch_header(self, name: str) -> Path:
+        """Of a GGUF: a file as long as the whole, whose weights are a hole. It is no model, hence in no snapshot."""
+        path = cache.repository_folder(self.repo) / "headers" / self.sha / name
+        if path.exists():
+            return path
+        url = hf_hub_url(self.repo, name, revision=self.sha)
+        size = get_hf_file_metadata(url, timeout=_SECONDS).size
+        headers = build_hf_headers() | {"Range": f"bytes=0-{_HEADER_BYTES - 1}", "Accept-Encoding": "identity"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.incomplete")
+        with (
+            partial.open("wb") as file,
+            get_session().stream("GET", url, headers=headers, timeout=_SECONDS) as response,
+        ):
+            hf_raise_for_status(response)
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+                if file.tell() >= _HEADER_BYTES:  # whoever ignores the range would send all of it
+                    break
+            file.truncate(size)
+        return partial.replace(path)
+
     def become_main(self, name: str) -> None:
         """Note in the cache that this is the main branch's state. name: of a file that is there."""
         hf_hub_download(self.repo, name)
@@ -92,11 +112,16 @@ def _newest(repo: str) -> _Commit:
     return _Commit(repo, str(info.sha), sorted(filter(is_safe, names)))
 
 
-def _pull_gguf(commit: _Commit, quant: str | None) -> Path:
+def _parts(commit: _Commit, quant: str | None) -> Parts:
     models = quantisations(commit.names)
     parts = pick(models, quant)
     if parts is None:
         raise HubError(f"{commit.repo} has no {quant}; it has {', '.join(models)}")
+    return parts
+
+
+def _pull_gguf(commit: _Commit, quant: str | None) -> Path:
+    parts = _parts(commit, quant)
     commit.fetch_weights(parts)
     commit.become_main(parts[0])
     return commit.fetch(parts[0])
@@ -159,34 +184,3 @@ def _has_hash(path: Path, etag: str) -> bool:
     """Large files are known by their SHA-256; the others are too small to be interrupted in."""
     with path.open("rb") as file:
         return len(etag) != 64 or sha_fileobj(file).hex() == etag
-
-
-@contextlib.contextmanager
-def _explained(model: HubModel) -> Iterator[None]:
-    """What huggingface_hub raises, as one line that says what to do."""
-    hub = constants.ENDPOINT
-    later = f"once online: elastikv pull {model}"
-    try:
-        yield
-    except OfflineModeIsEnabled:
-        raise HubError(f"{model} cannot be fetched: HF_HUB_OFFLINE is set; {later}") from None
-    except GatedRepoError:
-        raise HubError(f"{model.repo} is gated: accept its terms at {hub}/{model.repo}, then {_LOGIN}") from None
-    except RepositoryNotFoundError:
-        raise HubError(f"{hub} has no {model.repo}, or it is private: then {_LOGIN}") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        hint = f"; {_LOGIN}" if status in (401, 403) else ""
-        raise HubError(f"{hub} answers {status} for {model.repo}{hint}") from None
-    except (HTTPError, LocalEntryNotFoundError) as error:
-        reason = _one_line(error.__cause__ or error)
-        raise HubError(f"{model} cannot be fetched: {hub} is out of reach ({reason}); {later}") from None
-    except OSError as error:
-        reason = error.strerror or _one_line(error)
-        raise HubError(f"{model} cannot be fetched into {cache.folder()}: {reason}") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; `elastikv pull {model}` goes on from here") from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ def local_path(model: str | Path | HubModel | None, *, weights: bool = True) -> 
     """The model's folder or file. None is the demo model, a Path is one.
 
     A HubModel, and a text that names one and no path that exists, is fetched unless the hub's cache has it.
-    weights: False if a ``config.json`` will do. Raises HubError.
+    weights: False if what tells its costs will do. Raises HubError.
     """
     if model is None:
         from elastikv import demo
@@ -35,9 +35,9 @@ def local_path(model: str | Path | HubModel | None, *, weights: bool = True) -> 
 def _of_hub(model: HubModel, weights: bool) -> Path:
     path = cache.find(model)
     if path is None:
-        from elastikv.hub.download import pull, pull_config
+        from elastikv.hub.download import pull, pull_facts
 
-        path = pull(model) if weights else pull_config(model)
+        path = pull(model) if weights else pull_facts(model)
     if path.suffix == ".gguf" and model.quant is None:
         _log.info("%s: %s", model, path.name)
     return path
