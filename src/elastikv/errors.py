@@ -10,6 +10,7 @@ ElastikvError
 └── ModelError           a model cannot be loaded
     ├── UnsupportedModel     a good file of an architecture that is not served
     │   └── NotInstalled         one that a package would serve which is not installed
+    ├── HubError             a model of the Hugging Face Hub that cannot be had
     └── CorruptFile          a file that is truncated or altered
         └── SnapshotError    a saved session that cannot be restored here
 """
@@ -125,6 +126,10 @@ class UnsupportedModel(ModelError):
 
 class NotInstalled(UnsupportedModel):
     """A package is missing that would run it; the message says how to install it."""
+
+
+class HubError(ModelError):
+    """A model of the Hugging Face Hub cannot be had; the message says why, and what to do."""
 
 
 class CorruptFile(ModelError):

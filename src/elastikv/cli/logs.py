@@ -72,6 +72,11 @@ def on_stderr(log_format: str) -> Iterator[None]:
         root.removeHandler(handler)
 
 
+def take_over(package: str) -> None:
+    """What a package that has been imported logs is told once, by us: some print it themselves as well."""
+    logging.getLogger(package).handlers.clear()
+
+
 def _log_warning(message: Warning | str, *_: object) -> None:
     """Without the place in the code that raised it."""
     logging.getLogger(_WARNINGS).warning("%s", message)

@@ -21,6 +21,9 @@ COMMANDS = {
     "top": "watch a running server's memory and sessions",
     "plan": "what a KV cache would cost, without loading weights",
     "bench": "tokens per second of prefill and decode",
+    "doctor": "what this machine and this installation give, and what would make it faster",
+    "pull": "fetch a model of the Hugging Face Hub into its cache",
+    "models": "what the hub's cache has, and what it would cost",
 }
 
 
@@ -34,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ElastikvError as error:
             log.error("%s", error)
             return 1
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            print(stop, file=sys.stderr)  # mostly an empty line, after the terminal's ^C
             return 130
         except BrokenPipeError:
             # The reader (`| head`) has gone. Python would complain again when it flushes at exit.

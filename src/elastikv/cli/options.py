@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elastikv.cli.logs import take_over
 from elastikv.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from elastikv import LLM, SamplingParams
+    from elastikv.hub import HubModel
 
 CELL_TYPES = ("f32", "f16", "bf16", "q8_0")
 DTYPES = ("auto", "f32", "bf16", "f16")
@@ -24,7 +26,7 @@ QUANTS = ("none", "q8_0", "q4_0")
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """``-m``, the sizes of a run, and what the KV cache may do."""
     model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", metavar="PATH", help="Hugging Face folder or GGUF file; none: the demo model")
+    add_source_arguments(model, "Hugging Face folder or GGUF file")
     model.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads; none: all cores")
     model.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
     model.add_argument("-ub", "--ubatch-size", type=int, default=512, metavar="N", help="tokens computed at once")
@@ -48,6 +50,43 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="of attention over prompts; auto: 16-bit integers where these are faster",
     )
     add_kv_arguments(parser)
+
+
+def add_source_arguments(group: argparse._ArgumentGroup, kinds: str) -> None:
+    """``-m`` and ``-hf``: which model."""
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("-m", "--model", metavar="PATH", help=f"{kinds}; none: the demo model")
+    source.add_argument(
+        "-hf",
+        "-hfr",
+        "--hf-repo",
+        metavar="NAME",
+        help="user/repo[:quant] of the Hugging Face Hub, fetched unless its cache has it; see elastikv pull",
+    )
+
+
+def hub_model(name: str) -> HubModel:
+    """The model of the hub that is called so. Raises InvalidRequest."""
+    import huggingface_hub.utils
+
+    from elastikv.hub import HubModel
+
+    take_over(huggingface_hub.__name__)
+    return HubModel.parse(name)
+
+
+def model_path(args: argparse.Namespace, *, weights: bool = True) -> Path:
+    """Where the model lies that ``-m`` or ``-hf`` asks for, see ``local_path``. Raises InvalidRequest, HubError."""
+    from elastikv.hub import HubModel, local_path
+
+    if args.hf_repo is not None:
+        return local_path(hub_model(args.hf_repo), weights=weights)
+    if args.model is None:
+        return local_path(None)
+    path = Path(args.model)
+    if not path.expanduser().exists() and HubModel.is_name(args.model):
+        raise InvalidRequest(f"{path}: no such file or folder; for the model of the hub: -hf {args.model}")
+    return local_path(path)
 
 
 def add_runtime_argument(group: argparse._ArgumentGroup) -> None:
@@ -124,6 +163,8 @@ def _add_sampler_arguments(group: argparse._ArgumentGroup) -> None:
 
 def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:
     """Load the model that the flags ask for, with a progress bar on a terminal."""
+    path = model_path(args)
+
     from elastikv import LLM
 
     keywords: dict[str, object] = {
@@ -146,7 +187,7 @@ def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:
         "kv_storage": args.kv_storage,
     }
     with loading_progress() as progress:
-        return LLM(args.model, progress=progress, **{**keywords, **overrides})  # type: ignore[arg-type]
+        return LLM(path, progress=progress, **{**keywords, **overrides})  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from elastikv.cli.options import add_kv_arguments, add_runtime_argument
+from elastikv.cli.options import add_kv_arguments, add_runtime_argument, add_source_arguments, model_path
 from elastikv.errors import InvalidRequest, format_bytes
 
 DEFAULT_AT = (100, 1_000, 6_000, 32_000, 80_000)
@@ -16,7 +16,7 @@ DEFAULT_AT = (100, 1_000, 6_000, 32_000, 80_000)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     plan = parser.add_argument_group("plan")
-    plan.add_argument("-m", "--model", metavar="PATH", help="folder, GGUF file or config.json; none: the demo model")
+    add_source_arguments(plan, "folder, GGUF file or config.json")
     add_runtime_argument(plan)
     plan.add_argument("--at", metavar="N,...", help="tokens to tell the cost of")
     plan.add_argument("-np", "--parallel", type=int, default=1, metavar="N", help="sequences that hold as many each")
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
 def make_plan(args: argparse.Namespace) -> Plan:
     """Raises InvalidRequest, UnsupportedModel, CorruptFile."""
-    from elastikv import demo
+    path = model_path(args, weights=False)
+
     from elastikv.memory import Budget, MemoryOptions
     from elastikv.runtimes import find
 
-    path = Path(args.model) if args.model else demo.path()
     source = find(path, args.runtime)
     config = source.config
     n_ctx = config.n_ctx_train if args.ctx_size is None else args.ctx_size

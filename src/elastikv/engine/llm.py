@@ -25,6 +25,7 @@ from elastikv.engine.requests import Request, raise_if_failed
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.errors import EngineClosed, InvalidRequest
+from elastikv.hub import local_path
 from elastikv.kernels.base import AttentionPrecision
 from elastikv.memory import Budget, Memory, MemoryStats
 from elastikv.runtimes.base import Described, Runtime
@@ -40,7 +41,8 @@ class LLM:
         with LLM("path/to/model", n_ctx=131072) as llm:
             print(llm.generate("Once upon a time")[0].text)
 
-    model: a Hugging Face folder or a GGUF file; None is the demo model.
+    model: a Hugging Face folder or a GGUF file; or, where no path is called so, a model of the Hugging Face Hub
+    (``"user/repo"``, ``"user/repo:Q4_K_M"``), which is fetched unless the hub's cache has it; None is the demo model.
     n_ctx: cells a sequence may ever have, an upper bound and no allocation; None: the model's own maximum.
     kv_dynamic: grow on demand; False commits all of n_ctx when a sequence starts.
     kv_growth: ``"double:1GiB"``, ``"step:256"``, ``"exact"``; None: what suits the storage.
@@ -107,7 +109,8 @@ class LLM:
             "storage": storage_kind(kv_storage),
             **cell_types(kv_dtype),
         }
-        self.path = _model_path(model)
+        arguments.instance("model", model, (str, Path, type(None)), "the path of a folder or a GGUF file")
+        self.path = local_path(model)
         self.events = EventLog(clock)
         self.budget = Budget.parse(kv_budget)
         self._runtime = load(
@@ -399,15 +402,6 @@ class LLM:
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else arguments.token_ids(prompt)
-
-
-def _model_path(model: str | Path | None) -> Path:
-    if model is None:
-        from elastikv import demo
-
-        return demo.path()
-    arguments.instance("model", model, (str, Path), "the path of a folder or a GGUF file")
-    return Path(model)
 
 
 def _as_prompts(prompts: str | TokenIds | Sequence[Prompt]) -> list[Prompt]:

@@ -34,6 +34,7 @@ from elastikv.runtimes.base import RuntimeOptions
 from elastikv.runtimes.config_identity import config_digest
 from elastikv.runtimes.sequence_cache import LayerPlan, SequenceCache, plan_layers
 from elastikv.runtimes.torch_runtime import TorchRuntime, open_runtime
+from elastikv.weights.folders import folder_name
 from elastikv.weights.hf.config import refused_by_transformers
 from elastikv.weights.hf.tokenizer import read_hf_tokenizer
 from elastikv.weights.tokenizer import Tokenizer
@@ -74,14 +75,14 @@ def _read_config(path: Path) -> FallbackConfig:
     except (ValueError, OSError):
         raise refusal from None
     except Exception as error:
-        raise refused_by_transformers(folder.resolve().name, error) from None
+        raise refused_by_transformers(folder_name(folder), error) from None
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.is_encoder_decoder:
         raise refusal
     if getattr(config, "quantization_config", None) is not None:
         raise refusal
     text = config.get_text_config(decoder=True)
     return FallbackConfig(
-        name=folder.resolve().name,
+        name=folder_name(folder),
         architecture=config.model_type,
         n_ctx_train=getattr(text, "max_position_embeddings", None) or _DEFAULT_N_CTX,
         eos_token_ids=_eos_token_ids(folder, text),

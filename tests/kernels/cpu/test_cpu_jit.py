@@ -90,6 +90,10 @@ assert not out.isnan().any()
 with jit.only_compiled():
     norms.silu_mul(*arguments)
 assert jit.is_kept(norms.silu_mul)
+from elastikv.kernels.cpu import report
+assert report.compiled().n_files == 1
+assert report.compiled().n_bytes > 1000
+assert jit.kept_in(norms.silu_mul) in report.compiled().folders
 """
 
 

@@ -40,7 +40,22 @@ def only_compiled() -> Iterator[None]:
 
 def is_kept(function: Any) -> bool:
     """Whether a kernel, once compiled, is kept on disk for other processes."""
-    return isinstance(function._cache, _PackageCache)
+    return kept_in(function) is not None
+
+
+def kept_in(function: Any) -> Path | None:
+    """The folder that a kernel is kept in; None: it is not kept, or no kernel."""
+    cache = getattr(function, "_cache", None)
+    return Path(cache.cache_path) if isinstance(cache, _PackageCache) else None
+
+
+def compiled_files(folder: Path) -> list[Path]:
+    """What is kept there of these very sources."""
+    return list(folder.glob(f"*.{_stamp(sources_digest())}.*.nbc"))
+
+
+def _stamp(digest: str) -> str:
+    return digest[:16]
 
 
 @functools.cache
@@ -90,7 +105,7 @@ class _Files(IndexDataCacheFile):
 
     def __init__(self, cache_path: str, filename_base: str, source_stamp: str) -> None:
         super().__init__(cache_path, filename_base, source_stamp)
-        self._data_name_pattern = f"{filename_base}.{source_stamp[:16]}.{{number:d}}.nbc"
+        self._data_name_pattern = f"{filename_base}.{_stamp(source_stamp)}.{{number:d}}.nbc"
         self._all_data = f"{glob.escape(filename_base)}.*.nbc"
 
     def save(self, key: Any, data: Any) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
 from elastikv.kernels.base import AttentionPrecision
+from elastikv.kernels.cpu import jit
 from elastikv.kernels.cpu.simd import features
 
 _FEATURES = (
@@ -43,6 +48,22 @@ def instructions(attention_precision: AttentionPrecision = "auto") -> dict[str, 
         "prefill attention": word if in_integers else f32,
         "delta rule, convolution, norms": f32,
     }
+
+
+class Compiled(NamedTuple):
+    """Kernels on disk, of these sources. folders: where they are or would be; none: no folder can be written."""
+
+    folders: tuple[Path, ...]
+    n_files: int
+    n_bytes: int
+
+
+def compiled() -> Compiled:
+    """What need not be compiled any more. A file is one kernel for one kind of arguments."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
+    folders = {jit.kept_in(value) for module in modules for value in vars(module).values()} - {None}
+    files = [file for folder in folders if folder for file in jit.compiled_files(folder)]
+    return Compiled(tuple(sorted(filter(None, folders))), len(files), sum(file.stat().st_size for file in files))
 
 
 def _width() -> str:

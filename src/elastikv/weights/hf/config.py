@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from elastikv.errors import CorruptFile, UnsupportedModel
 from elastikv.weights.base import Fields
+from elastikv.weights.folders import folder_name
 
 _OUTSIDE_OF_ROPE = {"partial_rotary_factor", "original_max_position_embeddings"}
 """Belong into ``rope_parameters``, but older configs have them beside."""
@@ -124,7 +125,7 @@ def read_hf_config(path: Path) -> HFConfig:
     generation = path.parent / "generation_config.json"
     if generation.is_file():
         eos = _read_json(generation).get("eos_token_id")
-    return HFConfig(_read_json(path), name=path.parent.resolve().name, eos_token_id=eos)
+    return HFConfig(_read_json(path), name=folder_name(path.parent), eos_token_id=eos)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

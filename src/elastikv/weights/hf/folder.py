@@ -6,7 +6,6 @@ count as the process's memory for the rest of the loading.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from typing_extensions import override
 from elastikv.errors import CorruptFile, ModelError
 from elastikv.kernels.weights import PackedTensor
 from elastikv.weights.base import TensorSource
+from elastikv.weights.folders import INDEX, SINGLE, folder_name, weight_names
 from elastikv.weights.hf.tokenizer import read_hf_tokenizer
 from elastikv.weights.tokenizer import Tokenizer
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 # Where a vision-language checkpoint keeps its text model, and what the same tensor is called in a text-only one.
 _TEXT_PREFIXES = (
     ("model.language_model.", "model."),
@@ -43,7 +41,7 @@ class HFFolder(TensorSource):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.resolve().name
+        self.name = folder_name(folder)
         self._folder = folder
         self._files: dict[str, tuple[Path, str, _Piece | None]] = {}
         self._nbytes: dict[str, int] = {}
@@ -105,19 +103,13 @@ class HFFolder(TensorSource):
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CorruptFile(f"{index}: no valid index of shards ({error!r})") from None
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"{folder}: {len(missing)} of {len(names)} weight files are missing, such as {missing[0]}")
-        return [folder / name for name in names]
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    raise ModelError(f"{folder}: this folder holds no weights ({_SINGLE} or {_INDEX})")
+    names = weight_names(folder)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing == [SINGLE]:
+        raise ModelError(f"{folder}: this folder holds no weights ({SINGLE} or {INDEX})")
+    if missing:
+        raise ModelError(f"{folder}: {len(missing)} of {len(names)} weight files are missing, such as {missing[0]}")
+    return [folder / name for name in names]
 
 
 def _text_name(stored_name: str) -> str | None:
