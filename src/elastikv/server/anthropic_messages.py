@@ -78,7 +78,7 @@ class MessageReply:
         except Exception as error:  # the status has been sent: an event has to tell, whatever it was
             if not is_begun:
                 raise
-            yield named_event({"type": "error", **midway_error(error).body})
+            yield named_event(midway_error(error).anthropic_body)
 
     def _message(self, found: list[dict[str, Any]], output: GenerationOutput | None) -> dict[str, Any]:
         return {

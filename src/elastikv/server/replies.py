@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from elastikv.engine.outputs import GenerationOutput
 from elastikv.errors import ElastikvError
-from elastikv.server.errors import APIError, from_elastikv
+from elastikv.server.errors import APIError, a_mistake, from_elastikv
 from elastikv.server.generation import Job, Step, collect, generate
 from elastikv.server.schemas import GenerationRequest
 from elastikv.server.state import ServerState
@@ -136,7 +136,7 @@ def midway_error(error: Exception) -> APIError:
     if isinstance(error, ElastikvError):
         return from_elastikv(error)
     logger.error("a stream broke", exc_info=error)
-    return APIError(500, "the server made a mistake; its log has more", type="server_error")
+    return a_mistake()
 
 
 def usage(outputs: Sequence[GenerationOutput], n_choices: int) -> dict[str, Any]:
