@@ -10,8 +10,9 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 
 from elastikv.server.errors import APIError, not_supported
+from elastikv.server.llama_schemas import EmbeddingRequest
 from elastikv.server.prompts import mixed_prompts
-from elastikv.server.schemas import EmbeddingRequest, EmbeddingsRequest
+from elastikv.server.schemas import EmbeddingsRequest
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.streaming import while_connected
 

@@ -15,9 +15,9 @@ from elastikv.server.errors import APIError
 from elastikv.server.fim import fill_in_prompt
 from elastikv.server.forms import form_params
 from elastikv.server.generation import SAMPLING_SETTINGS, Job, Step, make_jobs, sampling_params
+from elastikv.server.llama_schemas import InfillRequest, LlamaRequest
 from elastikv.server.prompts import check_common, mixed_prompts
 from elastikv.server.replies import answer, json_logprob, midway_error, timings, warnings_of
-from elastikv.server.schemas import InfillRequest, LlamaRequest
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.streaming import event
 

@@ -10,10 +10,10 @@ from typing_extensions import override
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.server.chat import Chat, make_chat, message
+from elastikv.server.chat_schemas import ChatRequest
 from elastikv.server.description import content, errors
 from elastikv.server.generation import Step
 from elastikv.server.replies import Reply, answer, json_logprob
-from elastikv.server.schemas import ChatRequest
 from elastikv.server.state import ServerState, ready_state
 
 router = APIRouter()

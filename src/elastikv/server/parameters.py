@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from elastikv.server.chat_schemas import ChatRequest
 from elastikv.server.errors import not_supported
-from elastikv.server.schemas import ChatRequest, GenerationRequest
+from elastikv.server.schemas import GenerationRequest
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     # The form of the text.

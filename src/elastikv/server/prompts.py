@@ -9,18 +9,12 @@ from typing import Any
 
 from elastikv.errors import InvalidRequest
 from elastikv.server.chat_formats import THINK, knows_tools
+from elastikv.server.chat_schemas import ChatMessage, ChatRequest, parsed_arguments
 from elastikv.server.errors import APIError, not_supported
 from elastikv.server.fim import fill_in_prompt
+from elastikv.server.llama_schemas import JsonPrompt
 from elastikv.server.parameters import refuse_unserved
-from elastikv.server.schemas import (
-    MAX_CHOICES,
-    ChatMessage,
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-    JsonPrompt,
-    parsed_arguments,
-)
+from elastikv.server.schemas import MAX_CHOICES, CompletionRequest, GenerationRequest
 from elastikv.server.state import ServerState
 from elastikv.server.tools import as_text, offered_tools
 

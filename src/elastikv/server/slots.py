@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends
 
 from elastikv.server.description import errors
 from elastikv.server.errors import APIError
-from elastikv.server.schemas import SlotFileRequest
+from elastikv.server.llama_schemas import SlotFileRequest
 from elastikv.server.state import ServerState, ready_state
 
 router = APIRouter()
