@@ -71,7 +71,7 @@ class FakeAsyncLLM:
             path="models/fake.gguf",
             model=SimpleNamespace(info=info),
             memory=SimpleNamespace(n_ctx=n_ctx),
-            scheduler=SimpleNamespace(options=SimpleNamespace(n_parallel=n_parallel)),
+            scheduler=SimpleNamespace(options=SimpleNamespace(n_parallel=n_parallel), eos_token_ids=(256,)),
             n_ctx=n_ctx,
             budget=SimpleNamespace(limit_bytes=1 << 20),
             static_bytes=lambda: n_ctx * BYTES_PER_CELL,
@@ -157,13 +157,14 @@ class FakeAsyncLLM:
             last = n == len(reply)
             output = self._output(prompt, reply[:n], text, reason, params) if last else None
             logprobs = self._logprobs([token_id], params)
-            yield Delta(news, [token_id], logprobs, reason if last else None, output)
+            timings = Timings(len(prompt), 0.25, n, 0.25 * n)
+            yield Delta(news, [token_id], logprobs, reason if last else None, output, timings)
 
     def _output(
         self, prompt: list[int], reply: list[int], text: str, reason: FinishReason | None, params: SamplingParams
     ) -> GenerationOutput:
         cached = len(prompt) // 2
-        timings = Timings(len(prompt) - cached, 0.25, len(reply), 0.5)
+        timings = Timings(len(prompt) - cached, 0.25, len(reply), 0.5, cached_n=cached)
         return GenerationOutput(text, reply, reason, len(prompt), cached, self._logprobs(reply, params), timings)
 
     def _logprobs(self, token_ids: list[int], params: SamplingParams) -> list[TokenLogprobs] | None:

@@ -55,7 +55,7 @@ class Scheduler:
         self._runtime = runtime
         self._memory = runtime.memory
         self._tokenizer = runtime.tokenizer
-        self._eos_token_ids = tuple(sorted({*runtime.tokenizer.eos_token_ids, *runtime.model.info.eos_token_ids}))
+        self.eos_token_ids = tuple(sorted({*runtime.tokenizer.eos_token_ids, *runtime.model.info.eos_token_ids}))
         self._n_batch = n_batch
         self._n_ubatch = runtime.n_ubatch
         self._clock = clock
@@ -68,7 +68,7 @@ class Scheduler:
 
         info = runtime.model.info
         self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
-        self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self._eos_token_ids)
+        self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self.eos_token_ids)
         self._breakers = BreakersOfTokenizer(self._tokenizer)
         self._speculation = Speculation(self._memory, options)
         self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, budget, self.store)
@@ -106,7 +106,7 @@ class Scheduler:
             token_ids,
             params,
             self._tokenizer,
-            self._eos_token_ids,
+            self.eos_token_ids,
             session,
             now,
             constraint,
@@ -297,6 +297,8 @@ class Scheduler:
     def _sample(self, chunks: Sequence[Chunk], logits: np.ndarray | None) -> None:
         now = self._clock()
         complete = [chunk for chunk in chunks if chunk.completes]
+        for chunk in chunks:
+            chunk.request.note_computed(chunk.stop, now)
         self._tokens_prompt += sum(max(min(chunk.stop, chunk.request.n_prompt) - chunk.start, 0) for chunk in chunks)
         if logits is not None:
             ends = np.cumsum([1 + len(chunk.draft) for chunk in complete])

@@ -21,7 +21,6 @@ router = APIRouter()
 State = Annotated[ServerState, Depends(ready_state)]
 
 
-@router.post("/embeddings", include_in_schema=False)
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsRequest, request: Request, state: State) -> dict[str, Any]:
     """Embeddings of length 1, pooled as ``--pooling`` says."""
@@ -41,6 +40,7 @@ async def embeddings(body: EmbeddingsRequest, request: Request, state: State) ->
     }
 
 
+@router.post("/embeddings", include_in_schema=False)
 @router.post("/embedding")
 async def embedding(body: EmbeddingRequest, request: Request, state: State) -> list[dict[str, Any]]:
     """The same in llama-server's words."""

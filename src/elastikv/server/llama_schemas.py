@@ -29,6 +29,7 @@ class LlamaRequest(GenerationRequest):
     prompt: Text | JsonPrompt | list[Text | TokenId | JsonPrompt | list[TokenId]]
     logit_bias: Biases | None = None  # type: ignore[assignment]
     n_probs: Int | None = Field(None, ge=0, le=INT32_MAX)
+    post_sampling_probs: bool | None = None
     return_tokens: bool | None = None
     response_fields: list[Text] | None = None
 

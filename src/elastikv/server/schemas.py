@@ -151,6 +151,9 @@ class GenerationRequest(Body):
     structured_outputs: StructuredOutputs | None = None
     id_slot: Int | None = Field(None, ge=-1, le=INT32_MAX)
     cache_prompt: bool | None = None
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
+    verbose: bool | None = None
 
     @property
     def token_limit(self) -> int | None:
