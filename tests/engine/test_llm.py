@@ -211,7 +211,7 @@ def test_n_ctx_ends_a_text_with_length(folders: dict[str, Path]) -> None:
         output = llm.generate([[5] * 10], SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))[0]
         assert output.finish_reason == "length"
         assert len(output.token_ids) == 14
-        with pytest.raises(PromptTooLong, match="25 tokens but n_ctx is 24"):
+        with pytest.raises(PromptTooLong, match="25 tokens, which exceeds the available context size of 24"):
             llm.generate([[5] * 25])
 
 

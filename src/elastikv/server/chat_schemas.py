@@ -10,23 +10,16 @@ from typing_extensions import override
 
 from elastikv.server.schemas import (
     INT32_MAX,
-    Body,
     GenerationRequest,
     Int,
     MaxTokens,
     OpenBody,
     Text,
+    TextPart,
     encodable_members,
 )
 
 Budget = Annotated[Int, Field(ge=-1, le=INT32_MAX)]
-
-
-class TextPart(Body):
-    """A part of a message; only those of type "text" are served."""
-
-    type: str
-    text: Text | None = None
 
 
 class FunctionCall(OpenBody):

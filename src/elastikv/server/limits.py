@@ -64,7 +64,7 @@ class RequireKey:
 
 def is_open(path: str) -> bool:
     """Whether a path is served without a key."""
-    return path in ("/", "/health") or path.startswith("/page/")
+    return path in ("/", "/health", "/v1/health") or path.startswith("/page/")
 
 
 class LimitClient:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from elastikv.server.schemas import INT32_MAX, Body, GenerationRequest, Int, OpenBody, Text, TokenId
-
-
-class JsonPrompt(Body):
-    """A prompt as an object, which could have pictures with other models."""
-
-    prompt_string: Text
-    multimodal_data: list[Any] | None = Field(None, max_length=0)
-
+from elastikv.server.schemas import INT32_MAX, Body, GenerationRequest, Int, OpenBody, Prompts, Text, TokenId
 
 Bias = float | Literal[False]
 Biases = dict[Text, Bias] | list[Annotated[list[TokenId | Text | Bias], Field(min_length=2, max_length=2)]]
 
 
 class LlamaRequest(GenerationRequest):
-    """llama-server's ``/completion``; a prompt may mix texts and token ids.
+    """llama-server's ``/completion``.
 
     logit_bias: pairs as well as a mapping, of token ids or of texts, whose tokens are all meant; false bans.
     """
 
-    prompt: Text | JsonPrompt | list[Text | TokenId | JsonPrompt | list[TokenId]]
+    prompt: Prompts
     logit_bias: Biases | None = None  # type: ignore[assignment]
     n_probs: Int | None = Field(None, ge=0, le=INT32_MAX)
     post_sampling_probs: bool | None = None
@@ -53,8 +45,8 @@ class InfillRequest(LlamaRequest):
 class EmbeddingRequest(OpenBody):
     """llama-server's; ``embd_normalize``: 2 for the Euclidean length, -1 for none."""
 
-    content: Text | list[Text | TokenId | list[TokenId]] | None = None
-    input: Text | list[Text | TokenId | list[TokenId]] | None = None
+    content: Prompts | None = None
+    input: Prompts | None = None
     embd_normalize: Literal[-1, 2] | None = None
 
 

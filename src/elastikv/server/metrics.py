@@ -79,7 +79,7 @@ async def metrics(request: Request) -> Response:
         registry = CollectorRegistry()
         registry.register(_EngineCollector(await state.engine.stats()))
         text += generate_latest(registry)
-    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST, "Process-Start-Time-Unix": str(state.started)})
 
 
 class _EngineCollector(Collector):

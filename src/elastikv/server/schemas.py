@@ -171,6 +171,31 @@ class GenerationRequest(Body):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+class TextPart(Body):
+    """A part of a message; only those of type "text" are served."""
+
+    type: str
+    text: Text | None = None
+
+
+class JsonPrompt(Body):
+    """A prompt as an object, which could have pictures with other models."""
+
+    prompt_string: Text
+    multimodal_data: list[Any] | None = Field(None, max_length=0)
+
+
+class ContentPrompt(Body):
+    """A prompt as the content of a message."""
+
+    content: list[TextPart] = Field(min_length=1)
+
+
+Prompt = Text | JsonPrompt | ContentPrompt
+Prompts = Prompt | list[Prompt | TokenId | list[Text | TokenId]]
+"""One or several as llama-server has them: a list with token ids in it is one prompt, whose texts come between."""
+
+
 class CompletionRequest(GenerationRequest):
     """One or several prompts, as text or token ids, to continue, and how."""
 
@@ -185,6 +210,6 @@ class EmbeddingsRequest(OpenBody):
     """Texts, or token ids, to embed."""
 
     model: Text | None = None
-    input: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Int | None = Field(None, ge=1, le=INT32_MAX)
