@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from elastikv.engine.events import Event
 from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
+from elastikv.engine.stats import Totals
 from elastikv.errors import CacheFull, GenerationCut, InvalidRequest, PromptTooLong, QueueFull, SnapshotError
 from elastikv.memory.base import MemoryStats, SequenceStats
 from elastikv.models.base import ModelInfo
@@ -219,9 +220,15 @@ class FakeAsyncLLM:
             n_idle=len(sessions) - n_running,
             n_parked=0,
             n_releases=0,
-            tokens_cached=0,
-            tokens_prompt=5,
-            tokens_generated=self.n_generated,
+            totals=Totals(
+                tokens_prompt=6,
+                prompt_seconds=2.0,
+                tokens_generated=self.n_generated,
+                generated_seconds=0.5,
+                n_steps=4,
+                n_replies=6,
+                longest=9,
+            ),
         )
 
     def events(self, since: int) -> list[Event]:

@@ -81,6 +81,14 @@ class Request:
         """Whether it has ended, well or not."""
         return self.finish_reason is not None or self.error is not None
 
+    def timings(self, now: float) -> Timings:
+        """Those so far; ``now`` is the time of the scheduler's clock."""
+        started = now if self._started is None else self._started
+        first = now if self._first_token is None else self._first_token
+        n_computed, drafter = self._n_processed - self.cached_tokens, self.drafter
+        drafted = (drafter.n_drafted, drafter.n_accepted) if drafter else (0, 0)
+        return Timings(n_computed, first - started, self.n_generated, now - first, *drafted, self.cached_tokens)
+
     def start(self, now: float, n_cached: int) -> None:
         """Note that the request is about to be computed, all but ``n_cached`` of its tokens."""
         if self._started is None:
@@ -96,7 +104,7 @@ class Request:
     def _tell_progress(self, n_processed: int, now: float) -> None:
         self._n_processed = n_processed
         if self.params.return_progress:
-            timings = self._timings(now)
+            timings = self.timings(now)
             progress = Progress(self.n_prompt, self.cached_tokens, n_processed, timings.prompt_seconds)
             self.deltas.append(Delta(timings=timings, progress=progress))
 
@@ -199,7 +207,7 @@ class Request:
             prompt_tokens=self.n_prompt,
             cached_tokens=self.cached_tokens,
             logprobs=self._logprobs,
-            timings=self._timings(now),
+            timings=self.timings(now),
             stop=self._text.stop,
             session_id=self.session.id,
         )
@@ -213,7 +221,7 @@ class Request:
         now: float,
     ) -> None:
         output = replace(self.output(now), finish_reason=finish_reason) if finish_reason else None
-        timings = output.timings if output else self._timings(now)
+        timings = output.timings if output else self.timings(now)
         self.deltas.append(Delta(text, token_ids, [logprobs] if logprobs else None, finish_reason, output, timings))
         self.finish_reason = finish_reason  # last: another thread that sees it finished finds all its news
 
@@ -224,13 +232,6 @@ class Request:
         tops = tuple(TopLogprob(other, piece(other), score) for other, score in top)
         self._logprobs.append(TokenLogprobs(token_id, piece(token_id), logprob, tops))
         return self._logprobs[-1]
-
-    def _timings(self, now: float) -> Timings:
-        started = self.submitted if self._started is None else self._started
-        first = now if self._first_token is None else self._first_token
-        n_computed, drafter = self._n_processed - self.cached_tokens, self.drafter
-        drafted = (drafter.n_drafted, drafter.n_accepted) if drafter else (0, 0)
-        return Timings(n_computed, first - started, self.n_generated, now - first, *drafted, self.cached_tokens)
 
 
 def raise_if_failed(request: Request) -> None:
