@@ -112,7 +112,9 @@ class PromptTooLong(InvalidRequest):
         self.n_prompt_tokens = n_prompt_tokens
         self.n_ctx = n_ctx
         super().__init__(
-            f"the prompt has {n_prompt_tokens} tokens but n_ctx is {n_ctx}; raise -c or shorten the prompt"
+            # Clients of llama-server know an overflow by these words.
+            f"the prompt has {n_prompt_tokens} tokens, which exceeds the available context size of {n_ctx} (n_ctx); "
+            "raise -c or shorten the prompt"
         )
 
 

@@ -79,7 +79,7 @@ async def test_requests_at_once_say_what_each_says_alone(folder: Path) -> None:
         together = await asyncio.gather(*(engine.generate(prompt, greedy(12)) for prompt in prompts))
         stats = await engine.stats()
     assert [output.token_ids for output in together] == alone
-    assert stats.tokens_generated == 16 * 12
+    assert stats.totals.tokens_generated == 16 * 12
     assert stats.n_running == stats.n_waiting == 0
 
 
@@ -102,11 +102,11 @@ async def test_closing_the_iterator_ends_the_generation(folder: Path) -> None:
         async with aclosing(engine.stream("Once", ENDLESS)) as stream:
             await anext(stream)
             assert (await engine.stats()).n_running == 1
-        n_generated = (await engine.stats()).tokens_generated
+        n_generated = (await engine.stats()).totals.tokens_generated
         stats = await engine.stats()
         assert stats.n_running == 0
         assert stats.n_idle == 1
-        assert stats.tokens_generated - n_generated <= 1
+        assert stats.totals.tokens_generated - n_generated <= 1
 
 
 @asyncio_test

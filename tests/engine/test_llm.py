@@ -93,6 +93,22 @@ def test_a_stream_adds_up_to_its_output(llm: LLM) -> None:
     assert output.timings.prompt_n == output.prompt_tokens
 
 
+def test_a_stream_tells_how_far_its_prompt_is(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=2, return_progress=True)
+    *deltas, first, last = llm.stream([7] * 150, params)
+    told = [delta.progress for delta in deltas if delta.progress]
+    assert len(told) == len(deltas)
+    assert {0, 64, 128, 150} <= {one.processed for one in told}  # of batches of 64
+    assert [one.total for one in told] == [150] * len(told)
+    assert told[-1].processed == 150
+    assert told[0].seconds == 0 < told[-1].seconds
+    assert [delta.timings.prompt_n for delta in deltas] == [one.processed for one in told]
+    assert (first.timings.predicted_n, last.timings.predicted_n) == (1, 2)
+    assert last.output.session_id in [session.id for session in llm.scheduler.sessions()]
+    again = next(iter(llm.stream([7] * 150, params))).progress
+    assert again.processed == again.cached > 0
+
+
 def test_logprobs_are_those_of_the_logits(llm: LLM) -> None:
     token_ids = llm.tokenizer.encode("Once")
     output = llm.generate([token_ids], SamplingParams(temperature=0, max_tokens=3, logprobs=2))[0]
@@ -195,7 +211,7 @@ def test_n_ctx_ends_a_text_with_length(folders: dict[str, Path]) -> None:
         output = llm.generate([[5] * 10], SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))[0]
         assert output.finish_reason == "length"
         assert len(output.token_ids) == 14
-        with pytest.raises(PromptTooLong, match="25 tokens but n_ctx is 24"):
+        with pytest.raises(PromptTooLong, match="25 tokens, which exceeds the available context size of 24"):
             llm.generate([[5] * 25])
 
 

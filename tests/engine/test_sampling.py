@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastikv.engine.params import SamplingParams
-from elastikv.engine.sampling import Sampler, top_logprobs
+from elastikv.engine.sampling import Sampler
 
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -121,11 +121,27 @@ def test_the_callers_logits_are_left_alone() -> None:
 @given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40), st.integers(0, 5), st.data())
 def test_top_logprobs_are_the_models_own(logits: list[float], n_top: int, data: st.DataObject) -> None:
     token_id = data.draw(st.integers(0, len(logits) - 1))
-    logprob, top = top_logprobs(np.asarray(logits, np.float32), token_id, n_top)
+    sampler = Sampler(SamplingParams(logprobs=n_top))
+    logprob, top = sampler.top_logprobs(np.asarray(logits, np.float32), token_id)
     expected = np.log(softmax(logits))
     assert logprob == pytest.approx(expected[token_id], abs=1e-4)
     assert [score for _, score in top] == pytest.approx(sorted(expected, reverse=True)[:n_top], abs=1e-4)
     assert all(score == pytest.approx(expected[other], abs=1e-4) for other, score in top)
+
+
+def test_post_sampling_probs_are_of_what_is_left() -> None:
+    row = np.array([1.0, 3.0, 2.0, 0.0], np.float32)
+    asked = {"logprobs": 3, "post_sampling_probs": True, "top_k": 2, "top_p": 1, "min_p": 0}
+    sampler = Sampler(SamplingParams(**asked, temperature=0.5))
+    token_id = sampler.sample(row, ())
+    logprob, top = sampler.top_logprobs(row, token_id)
+    expected = {1: 1 / (1 + np.exp(-2)), 2: 1 / (1 + np.exp(2))}  # the logits 3 and 2, divided by 0.5
+    assert {other: np.exp(score) for other, score in top} == pytest.approx(expected)
+    assert np.exp(logprob) == pytest.approx(expected[token_id])
+    sampler.skip()
+    assert sampler.top_logprobs(row, 3) == (0, [(3, 0)])
+    greedy = Sampler(SamplingParams(**asked, temperature=0))
+    assert greedy.top_logprobs(row, greedy.sample(row, ())) == (0, [(1, 0)])
 
 
 @given(

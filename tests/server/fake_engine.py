@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from elastikv.engine.events import Event
 from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
+from elastikv.engine.stats import Totals
 from elastikv.errors import CacheFull, GenerationCut, InvalidRequest, PromptTooLong, QueueFull, SnapshotError
 from elastikv.memory.base import MemoryStats, SequenceStats
 from elastikv.models.base import ModelInfo
@@ -71,7 +72,7 @@ class FakeAsyncLLM:
             path="models/fake.gguf",
             model=SimpleNamespace(info=info),
             memory=SimpleNamespace(n_ctx=n_ctx),
-            scheduler=SimpleNamespace(options=SimpleNamespace(n_parallel=n_parallel)),
+            scheduler=SimpleNamespace(options=SimpleNamespace(n_parallel=n_parallel), eos_token_ids=(256,)),
             n_ctx=n_ctx,
             budget=SimpleNamespace(limit_bytes=1 << 20),
             static_bytes=lambda: n_ctx * BYTES_PER_CELL,
@@ -157,13 +158,14 @@ class FakeAsyncLLM:
             last = n == len(reply)
             output = self._output(prompt, reply[:n], text, reason, params) if last else None
             logprobs = self._logprobs([token_id], params)
-            yield Delta(news, [token_id], logprobs, reason if last else None, output)
+            timings = Timings(len(prompt), 0.25, n, 0.25 * n)
+            yield Delta(news, [token_id], logprobs, reason if last else None, output, timings)
 
     def _output(
         self, prompt: list[int], reply: list[int], text: str, reason: FinishReason | None, params: SamplingParams
     ) -> GenerationOutput:
         cached = len(prompt) // 2
-        timings = Timings(len(prompt) - cached, 0.25, len(reply), 0.5)
+        timings = Timings(len(prompt) - cached, 0.25, len(reply), 0.5, cached_n=cached)
         return GenerationOutput(text, reply, reason, len(prompt), cached, self._logprobs(reply, params), timings)
 
     def _logprobs(self, token_ids: list[int], params: SamplingParams) -> list[TokenLogprobs] | None:
@@ -218,9 +220,15 @@ class FakeAsyncLLM:
             n_idle=len(sessions) - n_running,
             n_parked=0,
             n_releases=0,
-            tokens_cached=0,
-            tokens_prompt=5,
-            tokens_generated=self.n_generated,
+            totals=Totals(
+                tokens_prompt=6,
+                prompt_seconds=2.0,
+                tokens_generated=self.n_generated,
+                generated_seconds=0.5,
+                n_steps=4,
+                n_replies=6,
+                longest=9,
+            ),
         )
 
     def events(self, since: int) -> list[Event]:

@@ -10,7 +10,7 @@ from fake_engine import FakeAsyncLLM, FakeTokenizer
 from running import RunningServer
 from support.tiny_tokenizers import byte_level_tokenizer
 
-from elastikv.server.schemas import ChatMessage
+from elastikv.server.chat_schemas import ChatMessage
 from elastikv.weights.tokenizer import Tokenizer
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn", "days": 2}'}}

@@ -39,9 +39,22 @@ def test_the_pooling_is_the_servers() -> None:
     assert engine.calls == [("embed", "last", True)]
 
 
+def test_a_prompt_may_be_of_parts(server: RunningServer) -> None:
+    parts = {"content": [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}]}
+    for given, n_prompts, n_tokens in (
+        (parts, 1, 2),
+        (["x", {"prompt_string": "yz"}, parts], 3, 5),
+        ([120, "yz"], 1, 3),
+        ([[120], [120, "yz"]], 2, 4),
+    ):
+        reply = server.post("/v1/embeddings", input=given).json()
+        assert (len(reply["data"]), reply["usage"]["prompt_tokens"]) == (n_prompts, n_tokens)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
+        ("/v1/embeddings", {"input": {"content": [{"type": "image_url"}]}}, "input"),
         ("/v1/embeddings", {"input": ""}, "input"),
         ("/v1/embeddings", {"input": [[]]}, "input"),
         ("/v1/embeddings", {"input": [999]}, "input"),

@@ -129,7 +129,7 @@ def test_no_tokens_are_computed_but_the_prompts(demo: RunningServer) -> None:
 
 
 def test_an_echo_begins_with_the_prompt(demo: RunningServer) -> None:
-    with OpenAI(base_url=demo.url, api_key="none") as client:  # without /v1
+    with OpenAI(base_url=f"{demo.url}/v1", api_key="none") as client:
         request = {"model": "any", "prompt": ["def f(", "x ="], "max_tokens": 3, "seed": 1}
         plain = client.completions.create(**request).choices
         echoed = client.completions.create(**request, echo=True).choices
@@ -212,8 +212,12 @@ def test_the_same_without_v1(server: RunningServer, engine: FakeAsyncLLM) -> Non
     assert server.http.get("/models/fake-model").status_code == 200
     for path, body in (
         ("/chat/completions", {"messages": [_user("x")]}),
-        ("/completions", {"prompt": "x"}),
+        ("/chat/completions/input_tokens", {"messages": [_user("x")]}),
         ("/responses", {"input": "x"}),
+        ("/responses/input_tokens", {"input": "x"}),
     ):
         assert server.post(path, **body).json()["object"] == server.post(f"/v1{path}", **body).json()["object"]
+    # These two are llama-server's own.
+    assert server.post("/completions", prompt="x").json()["content"] == "x"
+    assert server.post("/embeddings", input="x").json() == server.post("/embedding", input="x").json()
     assert server.http.get("/props").json()["model_path"] == "models/fake.gguf"

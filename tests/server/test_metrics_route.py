@@ -25,6 +25,17 @@ def test_the_engine_is_told_in_bytes_and_counts(server: RunningServer) -> None:
     assert metrics["process_resident_memory_bytes"] > 0
 
 
+def test_llama_servers_names_say_the_same(server: RunningServer) -> None:
+    server.post("/v1/completions", prompt="hello")
+    metrics = {name: value for (name, labels), value in read(server).items() if not labels}
+    assert metrics["llamacpp:tokens_predicted_total"] == metrics["elastikv_generated_tokens_total"] == 5
+    assert metrics["llamacpp:prompt_tokens_seconds"] == 3
+    assert metrics["llamacpp:predicted_tokens_seconds"] == 10
+    assert metrics["llamacpp:n_busy_slots_per_decode"] == 1.5
+    assert metrics["llamacpp:requests_processing"] == metrics["llamacpp:requests_deferred"] == 0
+    assert "\nllamacpp:n_tokens_max 9\n" in server.http.get("/metrics").text
+
+
 def test_latencies_count_every_token_once(server: RunningServer) -> None:
     server.post("/v1/completions", prompt="hello", n=2)
     metrics = read(server)

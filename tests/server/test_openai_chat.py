@@ -27,13 +27,14 @@ def test_a_reply_with_usage_and_timings(client: OpenAI) -> None:
     assert timings["cache_n"] == n_tokens // 2
     assert timings["prompt_n"] == n_tokens - n_tokens // 2
     assert timings["prompt_ms"] == 250
-    assert timings["predicted_per_second"] == pytest.approx(n_tokens / 0.5)
+    assert timings["predicted_per_second"] == pytest.approx((n_tokens - 1) / 0.5)
 
 
 def test_a_stream_says_the_same_in_pieces(client: OpenAI) -> None:
     chunks = list(client.chat.completions.create(model="any", messages=HELLO, stream=True))
 
-    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[0].choices[0].delta.to_dict() == {"role": "assistant", "content": None}
+    assert chunks[-1].choices[0].delta.to_dict() == {}
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ECHO
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert all(chunk.usage is None for chunk in chunks)
@@ -51,7 +52,7 @@ def test_a_stream_ends_with_usage_only_if_asked(client: OpenAI) -> None:
     assert chunks[-1].choices == []
     n_tokens = len(ECHO.encode())
     assert chunks[-1].usage.prompt_tokens == n_tokens
-    assert chunks[-1].usage.completion_tokens == 2 * n_tokens
+    assert chunks[-1].usage.completion_tokens == chunks[-1].model_extra["timings"]["predicted_n"] == 2 * n_tokens
 
 
 def test_the_events_are_what_the_protocol_says(server: RunningServer) -> None:

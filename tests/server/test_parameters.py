@@ -9,7 +9,8 @@ from fake_engine import FakeAsyncLLM
 from running import RunningServer
 
 from elastikv.server import parameters
-from elastikv.server.schemas import ChatRequest, CompletionRequest
+from elastikv.server.chat_schemas import ChatRequest
+from elastikv.server.schemas import CompletionRequest
 
 CHAT = ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]})
 TEXT = ("/v1/completions", {"prompt": "hello"})

@@ -29,6 +29,15 @@ def test_slots_tell_what_each_session_holds(server: RunningServer) -> None:
     assert slot["committed_bytes"] == 256 * 1024
 
 
+def test_no_free_place_is_a_503_if_asked() -> None:
+    engine = FakeAsyncLLM(n_parallel=1, step=0.05)
+    with running(engine) as server:
+        assert server.http.get("/slots?fail_on_no_slot=1").status_code == 200
+        with server.http.stream("POST", "/v1/completions", json={"prompt": "x" * 100, "stream": True}):
+            assert server.http.get("/slots?fail_on_no_slot=1").status_code == 503
+            assert server.http.get("/slots").status_code == 200
+
+
 def test_a_session_goes_to_a_file_and_back(saving: RunningServer, tmp_path: Path) -> None:
     saved = act(saving, 0, "save").json()
     assert (saved["id_slot"], saved["filename"], saved["n_saved"]) == (0, "chat-1.bin", 10)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from elastikv.engine.outputs import GenerationOutput, Timings
-from elastikv.server.replies import timings
-
-
-def output(*drafted: int) -> GenerationOutput:
-    return GenerationOutput("a", [1, 2], "stop", 5, 2, None, Timings(3, 1.0, 2, 0.5, *drafted))
+from elastikv.engine.outputs import Timings
+from elastikv.server.figures import timings
 
 
 def test_drafts_are_counted_where_there_were_any() -> None:
-    summed = timings([output(8, 3), output(4, 4)])
+    summed = timings([Timings(3, 1.0, 2, 0.5, 8, 3), Timings(3, 1.0, 2, 0.5, 4, 4)])
     assert (summed["draft_n"], summed["draft_n_accepted"]) == (12, 7)
-    assert "draft_n" not in timings([output()])
+    assert "draft_n" not in timings([Timings(3, 1.0, 2, 0.5)])
+
+
+def test_the_first_token_costs_no_step() -> None:
+    told = timings([Timings(3, 1.0, 5, 2.0), Timings(3, 1.0, 1, 0.0)])
+    assert (told["predicted_n"], told["predicted_per_second"], told["predicted_per_token_ms"]) == (6, 2, 500)
+    one = timings([Timings(3, 1.0, 1, 0.0)])
+    assert (one["predicted_per_second"], one["predicted_per_token_ms"]) == (0, 0)

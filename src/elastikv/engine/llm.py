@@ -307,6 +307,8 @@ class LLM:
                 batch = Batch([SeqTokens(seq_id, part, n_logits=n_rows)])
                 with self.turn():
                     rows = self.scheduler.make_room_for(lambda batch=batch: self.engine.decode(batch, "hidden"))  # type: ignore[misc]
+                    self.scheduler.totals.n_steps += 1
+                    self.scheduler.totals.tokens_prompt += len(part)
                 if pooling == "cls":
                     return rows[0]
                 total = rows.sum(0) if total is None or pooling == "last" else total + rows.sum(0)

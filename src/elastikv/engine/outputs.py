@@ -29,8 +29,9 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class Timings:
-    """Tokens that were computed and the seconds it took; cached prompt tokens do not count.
+    """Tokens that were computed and the seconds it took; cached prompt tokens (``cached_n``) do not count.
 
+    predicted_seconds: from the first token on, which comes of the prompt.
     draft_n: tokens that were drafted, and draft_n_accepted: how many of them were then chosen.
     """
 
@@ -40,6 +41,17 @@ class Timings:
     predicted_seconds: float = 0.0
     draft_n: int = 0
     draft_n_accepted: int = 0
+    cached_n: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a prompt is computed: ``processed`` of ``total`` tokens, ``cached`` of which were held already."""
+
+    total: int
+    cached: int
+    processed: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class GenerationOutput:
     token_ids: all that were generated, those of a stop string and the end token included.
     cached_tokens: how many of the prompt's tokens were not computed again.
     stop: the stop string that has ended it, if one has.
+    session_id: of the session that holds its cells now.
     """
 
     text: str
@@ -61,6 +74,7 @@ class GenerationOutput:
     logprobs: list[TokenLogprobs] | None
     timings: Timings
     stop: str | None = None
+    session_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +82,8 @@ class Delta:
     """News of a generation: text that is certain, tokens and log probabilities as they come.
 
     ``text`` may lag behind ``token_ids``: broken characters and possible stop strings are held back.
-    ``output`` comes with the last delta.
+    ``timings`` are those so far. ``output`` comes with the last delta. ``progress`` comes, without anything else but
+    timings, while a prompt is computed whose ``SamplingParams`` ask for it.
     """
 
     text: str = ""
@@ -76,3 +91,5 @@ class Delta:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     output: GenerationOutput | None = None
+    timings: Timings | None = None
+    progress: Progress | None = None

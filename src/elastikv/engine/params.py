@@ -84,6 +84,8 @@ class SamplingParams:
     max_tokens: tokens to generate at most; 0 computes the prompt only; None: until the model stops or n_ctx is reached.
     stop: strings that end the text, and are not part of it.
     logprobs: report each token's log probability, and those of this many most likely tokens (None: off).
+    post_sampling_probs: these are of what the samplers leave to draw from; False: of what the model says.
+    return_progress: begin with news of how much of the prompt is computed (``Delta.progress``).
     logit_bias: added to the logits of these token ids, -100..100.
     ignore_eos: the model may not end the text.
     skip_special_tokens: leave special tokens out of the text.
@@ -119,6 +121,8 @@ class SamplingParams:
     max_tokens: int | None = 256
     stop: str | Sequence[str] = ()
     logprobs: int | None = None
+    post_sampling_probs: bool = False
+    return_progress: bool = False
     logit_bias: Mapping[int, float] | None = None
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -133,7 +137,7 @@ class SamplingParams:
         instance("stop", self.stop or (), (str, Iterable), "a text or a list of texts")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stops)
-        for name in ("ignore_eos", "skip_special_tokens", "cache_prompt"):
+        for name in ("ignore_eos", "skip_special_tokens", "cache_prompt", "post_sampling_probs", "return_progress"):
             instance(name, getattr(self, name), bool, "True or False")
         self._check_ranges()
         for name, least, most, remedy in _WHOLE_NUMBERS:

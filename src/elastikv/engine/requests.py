@@ -10,10 +10,10 @@ import numpy as np
 
 from elastikv.engine.constraint import Constraint
 from elastikv.engine.drafting import Drafter
-from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Timings, TokenLogprobs, TopLogprob
+from elastikv.engine.outputs import Delta, FinishReason, GenerationOutput, Progress, Timings, TokenLogprobs, TopLogprob
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.reasoning import Thoughts
-from elastikv.engine.sampling import Breakers, Sampler, top_logprobs
+from elastikv.engine.sampling import Breakers, Sampler
 from elastikv.engine.sessions.session import Session
 from elastikv.engine.text import TextStream
 from elastikv.errors import ElastikvError, GenerationCut, InvalidRequest
@@ -62,6 +62,7 @@ class Request:
         self._due: deque[int] = deque(self._thoughts.closing() if self._thoughts else ())
         self._text = TextStream(tokenizer.stream_decoder(params.skip_special_tokens), params.stops)
         self._logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
+        self._n_processed = 0
         self._started: float | None = None
         self._first_token: float | None = None
 
@@ -80,11 +81,32 @@ class Request:
         """Whether it has ended, well or not."""
         return self.finish_reason is not None or self.error is not None
 
+    def timings(self, now: float) -> Timings:
+        """Those so far; ``now`` is the time of the scheduler's clock."""
+        started = now if self._started is None else self._started
+        first = now if self._first_token is None else self._first_token
+        n_computed, drafter = self._n_processed - self.cached_tokens, self.drafter
+        drafted = (drafter.n_drafted, drafter.n_accepted) if drafter else (0, 0)
+        return Timings(n_computed, first - started, self.n_generated, now - first, *drafted, self.cached_tokens)
+
     def start(self, now: float, n_cached: int) -> None:
         """Note that the request is about to be computed, all but ``n_cached`` of its tokens."""
         if self._started is None:
             self._started = now
             self.cached_tokens = min(n_cached, self.n_prompt)
+            self._tell_progress(self.cached_tokens, now)
+
+    def note_computed(self, n_tokens: int, now: float) -> None:
+        """Note that its first ``n_tokens`` tokens are computed; what a preemption has undone is not news."""
+        if self._n_processed < self.n_prompt and n_tokens > self._n_processed:
+            self._tell_progress(min(n_tokens, self.n_prompt), now)
+
+    def _tell_progress(self, n_processed: int, now: float) -> None:
+        self._n_processed = n_processed
+        if self.params.return_progress:
+            timings = self.timings(now)
+            progress = Progress(self.n_prompt, self.cached_tokens, n_processed, timings.prompt_seconds)
+            self.deltas.append(Delta(timings=timings, progress=progress))
 
     def accept(self, logits: np.ndarray, n_ctx: int, now: float) -> None:
         """Choose the next token from float32 ``[n_vocab]`` and say what it means, and what must follow it."""
@@ -103,7 +125,10 @@ class Request:
         self._take(token_ids, logprobs, n_ctx, now)
 
     def _choose(self, logits: np.ndarray) -> int:
-        return self._due.popleft() if self._due else self._sampler.sample(logits, self.token_ids, self._allowed())
+        if not self._due:
+            return self._sampler.sample(logits, self.token_ids, self._allowed())
+        self._sampler.skip()
+        return self._due.popleft()
 
     def _allowed(self) -> np.ndarray | None:
         """What the form of the text allows. Thoughts have none, and may come before it."""
@@ -182,8 +207,9 @@ class Request:
             prompt_tokens=self.n_prompt,
             cached_tokens=self.cached_tokens,
             logprobs=self._logprobs,
-            timings=self._timings(now),
+            timings=self.timings(now),
             stop=self._text.stop,
+            session_id=self.session.id,
         )
 
     def _tell(
@@ -195,23 +221,17 @@ class Request:
         now: float,
     ) -> None:
         output = replace(self.output(now), finish_reason=finish_reason) if finish_reason else None
-        self.deltas.append(Delta(text, token_ids, [logprobs] if logprobs else None, finish_reason, output))
+        timings = output.timings if output else self.timings(now)
+        self.deltas.append(Delta(text, token_ids, [logprobs] if logprobs else None, finish_reason, output, timings))
         self.finish_reason = finish_reason  # last: another thread that sees it finished finds all its news
 
     def _logprobs_of(self, token_id: int, logits: np.ndarray) -> TokenLogprobs:
         assert self._logprobs is not None
-        logprob, top = top_logprobs(logits, token_id, self.params.logprobs or 0)
+        logprob, top = self._sampler.top_logprobs(logits, token_id)
         piece = self._tokenizer.piece
         tops = tuple(TopLogprob(other, piece(other), score) for other, score in top)
         self._logprobs.append(TokenLogprobs(token_id, piece(token_id), logprob, tops))
         return self._logprobs[-1]
-
-    def _timings(self, now: float) -> Timings:
-        started = self.submitted if self._started is None else self._started
-        first = now if self._first_token is None else self._first_token
-        n_computed, drafter = self.n_prompt - self.cached_tokens, self.drafter
-        drafted = (drafter.n_drafted, drafter.n_accepted) if drafter else (0, 0)
-        return Timings(n_computed, first - started, self.n_generated, now - first, *drafted)
 
 
 def raise_if_failed(request: Request) -> None:

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from elastikv.engine.requests import Request
 from elastikv.engine.sampling import BreakersOfTokenizer
 from elastikv.engine.sessions.store import NONE_LEFT, SessionStore
 from elastikv.engine.speculation import Speculation
-from elastikv.engine.stats import EngineStats, SessionInfo, session_infos
+from elastikv.engine.stats import EngineStats, SessionInfo, Totals, session_infos
 from elastikv.errors import CacheFull, ElastikvError, EngineClosed, QueueFull
 from elastikv.memory import Budget
 from elastikv.runtimes.base import Runtime
@@ -55,7 +56,7 @@ class Scheduler:
         self._runtime = runtime
         self._memory = runtime.memory
         self._tokenizer = runtime.tokenizer
-        self._eos_token_ids = tuple(sorted({*runtime.tokenizer.eos_token_ids, *runtime.model.info.eos_token_ids}))
+        self.eos_token_ids = tuple(sorted({*runtime.tokenizer.eos_token_ids, *runtime.model.info.eos_token_ids}))
         self._n_batch = n_batch
         self._n_ubatch = runtime.n_ubatch
         self._clock = clock
@@ -63,12 +64,12 @@ class Scheduler:
         self._n_requests = 0
         self._is_torn = False
         self._is_admission_held = False
-        self._tokens_prompt = self._tokens_cached = self._tokens_generated = 0
+        self.totals = Totals()
         self._seconds_per_request = 1.0
 
         info = runtime.model.info
         self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
-        self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self._eos_token_ids)
+        self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self.eos_token_ids)
         self._breakers = BreakersOfTokenizer(self._tokenizer)
         self._speculation = Speculation(self._memory, options)
         self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, budget, self.store)
@@ -106,7 +107,7 @@ class Scheduler:
             token_ids,
             params,
             self._tokenizer,
-            self._eos_token_ids,
+            self.eos_token_ids,
             session,
             now,
             constraint,
@@ -242,7 +243,7 @@ class Scheduler:
                 return
             n_cached = self.store.acquire(waiting[0])
             waiting[0].start(self._clock(), n_cached)
-            self._tokens_cached += n_cached
+            self.totals.tokens_cached += n_cached
 
     def _may_start(self, request: Request) -> bool:
         """Nobody starts only to be preempted again, or to compute what another is just computing."""
@@ -297,11 +298,21 @@ class Scheduler:
     def _sample(self, chunks: Sequence[Chunk], logits: np.ndarray | None) -> None:
         now = self._clock()
         complete = [chunk for chunk in chunks if chunk.completes]
-        self._tokens_prompt += sum(max(min(chunk.stop, chunk.request.n_prompt) - chunk.start, 0) for chunk in chunks)
+        for chunk in chunks:
+            chunk.request.note_computed(chunk.stop, now)
+        self._count(chunks)
         if logits is not None:
             ends = np.cumsum([1 + len(chunk.draft) for chunk in complete])
             for chunk, rows in zip(complete, np.split(logits, ends)[:-1], strict=True):
                 self._sample_for(chunk, rows, now)
+
+    def _count(self, chunks: Sequence[Chunk]) -> None:
+        totals = self.totals
+        totals.n_steps += bool(chunks)
+        totals.n_replies += len(chunks)
+        totals.n_drafts += sum(bool(chunk.draft) for chunk in chunks)
+        totals.longest = max([totals.longest, *(chunk.stop for chunk in chunks)])
+        totals.tokens_prompt += sum(max(min(chunk.stop, chunk.request.n_prompt) - chunk.start, 0) for chunk in chunks)
 
     def _sample_for(self, chunk: Chunk, rows: np.ndarray, now: float) -> None:
         for row in self._speculation.counting(chunk, rows):
@@ -310,7 +321,7 @@ class Scheduler:
             except BaseException:  # its text may lack a piece; it must not go on as if nothing had been
                 chunk.request.fail(ElastikvError("this generation was interrupted; start it again"))
                 raise
-            self._tokens_generated += chunk.request.n_news
+            self.totals.tokens_generated += chunk.request.n_news
 
     def _retire_finished(self) -> None:
         for request in [request for request in self._requests if request.finished]:
@@ -323,6 +334,7 @@ class Scheduler:
         self.store.release(request)
         self._is_admission_held = False
         self._requests.remove(request)
+        self.totals.count(request.timings(self._clock()))
 
     def _n_held(self, request: Request) -> int:
         """How many of its tokens have cells."""
@@ -349,7 +361,5 @@ class Scheduler:
             n_releases=counts["release"],
             n_parks=counts["park"],
             n_restores=counts["restore"],
-            tokens_prompt=self._tokens_prompt,
-            tokens_cached=self._tokens_cached,
-            tokens_generated=self._tokens_generated,
+            totals=replace(self.totals),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from elastikv.engine.outputs import Timings
 from elastikv.engine.sessions import Session, SessionState
 from elastikv.memory.base import MemoryStats
 
@@ -23,9 +24,38 @@ class SessionInfo:
     last_used: float
 
 
+@dataclass(slots=True)
+class Totals:
+    """What the scheduler has counted since its start.
+
+    prompt_seconds, generated_seconds: summed over generations, which may have shared them. n_replies: generations
+    that were part of a step, summed over the steps. longest: most tokens that a sequence has had. n_drafts: of tokens
+    that were guessed; n_drafted of them, n_accepted of which came true.
+    """
+
+    tokens_prompt: int = 0
+    tokens_cached: int = 0
+    tokens_generated: int = 0
+    prompt_seconds: float = 0.0
+    generated_seconds: float = 0.0
+    n_steps: int = 0
+    n_replies: int = 0
+    longest: int = 0
+    n_drafts: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+    def count(self, timings: Timings) -> None:
+        """Add the seconds and drafts of a generation that has ended."""
+        self.prompt_seconds += timings.prompt_seconds
+        self.generated_seconds += timings.predicted_seconds
+        self.n_drafted += timings.draft_n
+        self.n_accepted += timings.draft_n_accepted
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Memory as it is now; counters since the start."""
+    """Memory and sessions as they are now; counters since the start."""
 
     memory: MemoryStats
     n_running: int
@@ -37,9 +67,7 @@ class EngineStats:
     n_releases: int
     n_parks: int
     n_restores: int
-    tokens_prompt: int
-    tokens_cached: int
-    tokens_generated: int
+    totals: Totals
 
 
 def session_infos(sessions: Iterable[Session], memory: MemoryStats) -> list[SessionInfo]:

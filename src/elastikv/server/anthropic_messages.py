@@ -13,8 +13,9 @@ from elastikv.engine.outputs import GenerationOutput
 from elastikv.server.anthropic_schemas import CountRequest, MessagesRequest
 from elastikv.server.chat import Block, Blocks, Chat, chat_request, make_chat, not_offered
 from elastikv.server.description import content, errors
+from elastikv.server.figures import warnings_of
 from elastikv.server.generation import Step
-from elastikv.server.replies import answer, midway_error, warnings_of
+from elastikv.server.replies import answer, midway_error
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.streaming import named_event
 
@@ -44,6 +45,7 @@ class MessageReply:
     def __init__(self, state: ServerState, chat: Chat, warning: dict[str, str]) -> None:
         self._id = f"msg_{uuid.uuid4().hex}"
         self._model = state.model_name
+        (self._job,) = chat.jobs
         self._parser = chat.parser()
         self._blocks = Blocks()
         self._warning = warning
@@ -55,7 +57,12 @@ class MessageReply:
         assert output is not None
         list(self._blocks.feed(self._parser.read(output.text, is_last=True)))
         found = [_block(block) for block in self._blocks.found]
-        return {**self._message(found, output), **self._ending(output), **self._warning, **warnings_of(last_steps)}
+        return {
+            **self._message(found, _usage(output)),
+            **self._ending(output),
+            **self._warning,
+            **warnings_of(last_steps),
+        }
 
     async def events(self, steps: AsyncIterator[Step]) -> AsyncGenerator[bytes, None]:
         """``message_start``, blocks, ``message_delta``, ``message_stop``."""
@@ -64,7 +71,7 @@ class MessageReply:
             async for step in steps:
                 if not is_begun:
                     is_begun = True
-                    start = {**self._message([], None), "stop_reason": None, "stop_sequence": None}
+                    start = {**self._message([], self._first_usage(step)), "stop_reason": None, "stop_sequence": None}
                     yield named_event({"type": "message_start", "message": start, **self._warning})
                 is_last = step.output is not None
                 pieces = self._parser.read(step.delta.text, is_last=is_last)
@@ -78,16 +85,21 @@ class MessageReply:
         except Exception as error:  # the status has been sent: an event has to tell, whatever it was
             if not is_begun:
                 raise
-            yield named_event({"type": "error", **midway_error(error).body})
+            yield named_event(midway_error(error).anthropic_body)
 
-    def _message(self, found: list[dict[str, Any]], output: GenerationOutput | None) -> dict[str, Any]:
+    def _first_usage(self, step: Step) -> dict[str, int]:
+        """What there is to say of tokens before any is generated."""
+        timings = step.delta.timings
+        return _numbers(len(self._job.token_ids), timings.cached_n if timings else 0, 0)
+
+    def _message(self, found: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
         return {
             "id": self._id,
             "type": "message",
             "role": "assistant",
             "model": self._model,
             "content": found,
-            "usage": _usage(output),
+            "usage": usage,
         }
 
     def _ending(self, output: GenerationOutput) -> dict[str, Any]:
@@ -101,12 +113,15 @@ class MessageReply:
         return {"stop_reason": reason, "stop_sequence": output.stop if reason == "stop_sequence" else None}
 
 
-def _usage(output: GenerationOutput | None) -> dict[str, int]:
-    cached = output.cached_tokens if output else 0
+def _usage(output: GenerationOutput) -> dict[str, int]:
+    return _numbers(output.prompt_tokens, output.cached_tokens, len(output.token_ids))
+
+
+def _numbers(n_prompt: int, n_cached: int, n_generated: int) -> dict[str, int]:
     return {
-        "input_tokens": output.prompt_tokens - cached if output else 0,
-        "output_tokens": len(output.token_ids) if output else 0,
-        "cache_read_input_tokens": cached,
+        "input_tokens": n_prompt - n_cached,
+        "output_tokens": n_generated,
+        "cache_read_input_tokens": n_cached,
         "cache_creation_input_tokens": 0,
     }
 

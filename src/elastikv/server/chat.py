@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from elastikv.engine.params import Reasoning, SamplingParams
 from elastikv.server.chat_formats import THINK, CallFormat, call_format, thinks
 from elastikv.server.chat_parser import MessageParser, Piece, response_template
+from elastikv.server.chat_schemas import ChatRequest
 from elastikv.server.errors import APIError
 from elastikv.server.forms import form_params
 from elastikv.server.generation import Job, make_jobs, sampling_params
 from elastikv.server.prompts import chat_prompt, check_chat
-from elastikv.server.schemas import ChatRequest
 from elastikv.server.state import ServerState
 from elastikv.server.tools import check_tools, forced_calls, offered_tools
 from elastikv.weights.tokenizer import Tokenizer

@@ -10,8 +10,9 @@ import numpy as np
 from fastapi import APIRouter, Depends, Request
 
 from elastikv.server.errors import APIError, not_supported
+from elastikv.server.llama_schemas import EmbeddingRequest
 from elastikv.server.prompts import mixed_prompts
-from elastikv.server.schemas import EmbeddingRequest, EmbeddingsRequest
+from elastikv.server.schemas import EmbeddingsRequest
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.streaming import while_connected
 
@@ -20,7 +21,6 @@ router = APIRouter()
 State = Annotated[ServerState, Depends(ready_state)]
 
 
-@router.post("/embeddings", include_in_schema=False)
 @router.post("/v1/embeddings")
 async def embeddings(body: EmbeddingsRequest, request: Request, state: State) -> dict[str, Any]:
     """Embeddings of length 1, pooled as ``--pooling`` says."""
@@ -40,6 +40,7 @@ async def embeddings(body: EmbeddingsRequest, request: Request, state: State) ->
     }
 
 
+@router.post("/embeddings", include_in_schema=False)
 @router.post("/embedding")
 async def embedding(body: EmbeddingRequest, request: Request, state: State) -> list[dict[str, Any]]:
     """The same in llama-server's words."""

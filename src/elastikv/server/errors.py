@@ -1,4 +1,7 @@
-"""Errors as OpenAI clients expect them: ``{"error": {"message", "type", "param", "code", ...}}``."""
+"""Errors as OpenAI's clients expect them: ``{"error": {"message", "type", "param", "code", ...}}``.
+
+Anthropic's routes have ``"type": "error"`` beside it, and Anthropic's types in it.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,16 @@ from elastikv.errors import (
 
 logger = logging.getLogger(__name__)
 
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
 
 class APIError(Exception):
     """An answer that is an error. ``extra`` members stand beside ``message`` in the error object."""
@@ -46,9 +59,16 @@ class APIError(Exception):
         self.headers = dict(headers or {})
         self.body = {"error": {"message": message, "type": type, "param": param, "code": code, **(extra or {})}}
 
-    def response(self) -> JSONResponse:
-        """The error as an HTTP response, in the shape of OpenAI's errors."""
-        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The same in the shape of Anthropic's errors."""
+        kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+        return {"type": "error", "error": {**self.body["error"], "type": kind}}
+
+    def response(self, path: str = "") -> JSONResponse:
+        """The error as an HTTP response, in the shape that clients of ``path`` expect."""
+        body = self.anthropic_body if path.startswith("/v1/messages") else self.body
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
 
 
 def not_supported(param: str, message: str) -> APIError:
@@ -59,6 +79,11 @@ def not_supported(param: str, message: str) -> APIError:
 def unavailable(message: str) -> APIError:
     """A 503 that asks the client to try again in a second."""
     return APIError(503, message, type="unavailable_error", code="unavailable", headers={"Retry-After": "1"})
+
+
+def a_mistake() -> APIError:
+    """A 500 for a bug, which the log tells more about."""
+    return APIError(500, "the server made a mistake; its log has more", type="server_error")
 
 
 def from_elastikv(error: ElastikvError) -> APIError:
@@ -97,12 +122,12 @@ def install(app: FastAPI) -> None:
 
 async def _on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, APIError)
-    return error.response()
+    return error.response(request.url.path)
 
 
 async def _on_elastikv_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ElastikvError)
-    return from_elastikv(error).response()
+    return from_elastikv(error).response(request.url.path)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -122,7 +147,7 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
         message = str(problem["msg"]).removeprefix("Value error, ")
     # A member's name may be half of a surrogate pair, which an answer cannot repeat.
     param = ".".join(path).encode(errors="backslashreplace").decode() or None
-    return APIError(400, f"{param}: {message}" if param else message, param=param).response()
+    return APIError(400, f"{param}: {message}" if param else message, param=param).response(request.url.path)
 
 
 def _written_path(problem: Mapping[str, Any], body: Any) -> list[str]:
@@ -164,7 +189,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         message = f"{request.method} is not allowed at {path}"
         headers["Allow"] = ", ".join(_methods_at(request.app, path))
-    return APIError(error.status_code, message, headers=headers).response()
+    return APIError(error.status_code, message, headers=headers).response(path)
 
 
 def _methods_at(app: FastAPI, path: str) -> list[str]:
@@ -181,4 +206,4 @@ def _methods_at(app: FastAPI, path: str) -> list[str]:
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     """Starlette logs the traceback; the client learns only that it is our fault."""
-    return APIError(500, "the server made a mistake; its log has more", type="server_error").response()
+    return a_mistake().response(request.url.path)

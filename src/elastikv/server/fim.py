@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from elastikv.server.errors import not_supported
-from elastikv.server.schemas import ExtraFile
+from elastikv.server.llama_schemas import ExtraFile
 from elastikv.weights.tokenizer import Tokenizer
 
 _MARKS = (

@@ -39,7 +39,7 @@ SAMPLING_SETTINGS = (
 )
 """Those that llama-server tells by the names that ``SamplingParams`` has for them."""
 
-_SAMPLING = (*SAMPLING_SETTINGS, "seed", "stop", "logit_bias", "cache_prompt")
+_SAMPLING = (*SAMPLING_SETTINGS, "seed", "stop", "logit_bias", "cache_prompt", "post_sampling_probs")
 """Members of a request that ``SamplingParams`` has under the same name."""
 
 
@@ -80,7 +80,7 @@ def sampling_params(
 
     Raises a 400 that names the parameter for values out of range.
     """
-    given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name) is not None}
+    given: dict[str, Any] = {name: getattr(body, name) for name in _SAMPLING if getattr(body, name, None) is not None}
     if given.get("seed") == -1:  # llama-server and vLLM draw one then
         given["seed"] = None
     for name, value in given.items():
@@ -88,7 +88,8 @@ def sampling_params(
     _check_alone("top_logprobs" if "top_logprobs" in body.model_fields_set else "logprobs", "logprobs", logprobs)
     if body.token_limit is not None and body.token_limit >= 0:
         given["max_tokens"] = body.token_limit
-    return replace(defaults, logprobs=logprobs, **given, **form)
+    shows_progress = bool(body.stream and body.return_progress)
+    return replace(defaults, logprobs=logprobs, return_progress=shows_progress, **given, **form)
 
 
 def _check_alone(param: str, name: str, value: Any) -> None:

@@ -32,6 +32,7 @@ def ready_line(state: ServerState) -> str:
 
 
 @router.head("/health", include_in_schema=False)
+@router.get("/v1/health", include_in_schema=False)
 @router.get("/health")
 async def health(state: Annotated[ServerState, Depends(server_state)]) -> dict[str, str]:
     """200 once the model is loaded, 503 before."""

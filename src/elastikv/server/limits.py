@@ -32,7 +32,7 @@ class OneLength:
             return
         message = "send Content-Length or Transfer-Encoding, not both"
         error = APIError(400, message, code="bad_http", headers={"Connection": "close"})
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
 
 class RequireKey:
@@ -54,7 +54,7 @@ class RequireKey:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -64,7 +64,7 @@ class RequireKey:
 
 def is_open(path: str) -> bool:
     """Whether a path is served without a key."""
-    return path in ("/", "/health") or path.startswith("/page/")
+    return path in ("/", "/health", "/v1/health") or path.startswith("/page/")
 
 
 class LimitClient:
@@ -83,7 +83,7 @@ class LimitClient:
         try:
             body = await self._read_body(Headers(scope=scope), receive)
         except APIError as error:
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
             return
         except ClientGone:
             return

@@ -8,16 +8,16 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
-from elastikv.engine.params import SamplingParams
 from elastikv.server.description import content, errors
 from elastikv.server.errors import APIError
+from elastikv.server.figures import news_of_figures
 from elastikv.server.fim import fill_in_prompt
 from elastikv.server.forms import form_params
-from elastikv.server.generation import SAMPLING_SETTINGS, Job, Step, make_jobs, sampling_params
+from elastikv.server.generation import Job, Step, make_jobs, sampling_params
+from elastikv.server.llama_schemas import InfillRequest, LlamaRequest
+from elastikv.server.llama_words import final, probabilities
 from elastikv.server.prompts import check_common, mixed_prompts
-from elastikv.server.replies import answer, json_logprob, midway_error, timings, warnings_of
-from elastikv.server.schemas import InfillRequest, LlamaRequest
+from elastikv.server.replies import answer, midway_error
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.streaming import event
 
@@ -27,6 +27,7 @@ State = Annotated[ServerState, Depends(ready_state)]
 Request_ = TypeVar("Request_", bound=LlamaRequest)
 
 
+@router.post("/completions", response_model=None, include_in_schema=False)
 @router.post("/completion", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def completion(body: LlamaRequest, request: Request, state: State) -> Response:
     """Text that follows a prompt, in llama-server's words."""
@@ -76,22 +77,16 @@ class LlamaReply:
     """One object for each prompt and choice; a list of them where there are several."""
 
     def __init__(self, state: ServerState, body: LlamaRequest, jobs: Sequence[Job]) -> None:
-        self._tokenizer = state.ready_engine().llm.tokenizer
-        self._model = state.model_name
-        self._n_ctx = state.ready_engine().llm.n_ctx
-        self._fields = body.response_fields
-        self._returns_tokens = bool(body.return_tokens)
-        self._id_slot = -1 if body.id_slot is None else body.id_slot
+        self._state = state
+        self._body = body
         self._jobs = jobs
 
     def whole(self, last_steps: Sequence[Step]) -> Any:
         """What is not streamed."""
         found = []
         for step in last_steps:
-            assert step.output is not None
-            tokens = step.output.token_ids if self._returns_tokens else []
-            members = {**self._last(step, step.output), "content": step.output.text, "tokens": tokens}
-            found.append(self._selected(members))
+            members = final(self._state, self._jobs[step.index], step)
+            found.append(self._selected(members if self._body.return_tokens else {**members, "tokens": []}))
         return found[0] if len(found) == 1 else found
 
     async def events(self, steps: AsyncIterator[Step]) -> AsyncGenerator[bytes, None]:
@@ -99,22 +94,24 @@ class LlamaReply:
         n_predicted: dict[int, int] = {}
         try:
             async for step in steps:
-                n = n_predicted[step.index] = n_predicted.get(step.index, 0) + len(step.delta.token_ids)
-                if step.delta.token_ids or step.delta.text:
+                delta, job = step.delta, self._jobs[step.index]
+                n = n_predicted[step.index] = n_predicted.get(step.index, 0) + len(delta.token_ids)
+                if delta.token_ids or delta.text or delta.progress is not None:
                     yield event(
                         {
                             "index": step.index,
-                            "content": step.delta.text,
-                            "tokens": step.delta.token_ids,
+                            "content": delta.text,
+                            "tokens": delta.token_ids,
                             "stop": False,
-                            "id_slot": self._id_slot,
+                            "id_slot": -1,
                             "tokens_predicted": n,
-                            "tokens_evaluated": len(self._jobs[step.index].token_ids),
-                            **_probabilities(step.delta.logprobs),
+                            "tokens_evaluated": len(job.token_ids),
+                            **news_of_figures(delta, with_timings=self._body.timings_per_token),
+                            **probabilities(delta.logprobs, job.params),
                         }
                     )
                 if step.output is not None:
-                    last = {**self._last(step, step.output), "content": "", "tokens": []}
+                    last = {**final(self._state, job, step), "content": "", "tokens": []}
                     last.pop("completion_probabilities", None)
                     yield event(self._selected(last))
         except Exception as error:  # the status has been sent: an event has to tell, whatever it was
@@ -122,82 +119,15 @@ class LlamaReply:
                 raise
             yield event(midway_error(error).body)
 
-    def _last(self, step: Step, output: GenerationOutput) -> dict[str, Any]:
-        job = self._jobs[step.index]
-        return {
-            "index": step.index,
-            "content": "",
-            "tokens": [],
-            "id_slot": self._id_slot,
-            "stop": True,
-            "model": self._model,
-            "tokens_predicted": len(output.token_ids),
-            "tokens_evaluated": output.prompt_tokens,
-            "generation_settings": generation_settings(job.params, self._n_ctx),
-            "prompt": self._tokenizer.decode(job.token_ids, skip_special=False),
-            "has_new_line": "\n" in output.text,
-            "truncated": False,
-            "stop_type": _stop_type(output),
-            "stopping_word": output.stop or "",
-            "tokens_cached": output.prompt_tokens + len(output.token_ids),
-            "timings": timings([output]),
-            **_probabilities(output.logprobs),
-            **warnings_of([step]),
-        }
-
     def _selected(self, members: dict[str, Any]) -> dict[str, Any]:
         """``response_fields``: names, with ``/`` between those of nested objects; what there is not is left out."""
-        if not self._fields:
+        if not self._body.response_fields:
             return members
         selected = {}
-        for path in self._fields:
+        for path in self._body.response_fields:
             value: Any = members
             for name in path.split("/"):
                 value = value.get(name) if isinstance(value, dict) else None
             if value is not None:
                 selected[path] = value
         return selected
-
-
-def _stop_type(output: GenerationOutput) -> str:
-    if output.stop is not None:
-        return "word"
-    return {"stop": "eos", "length": "limit"}.get(output.finish_reason or "", "none")
-
-
-def _probabilities(tokens: Sequence[TokenLogprobs] | None) -> dict[str, Any]:
-    if tokens is None:
-        return {}
-
-    def member(token_id: int, text: str, logprob: float) -> dict[str, Any]:
-        return {"id": token_id, "token": text, "bytes": list(text.encode()), "logprob": json_logprob(logprob)}
-
-    return {
-        "completion_probabilities": [
-            {
-                **member(token.token_id, token.text, token.logprob),
-                "top_logprobs": [member(other.token_id, other.text, other.logprob) for other in token.top],
-            }
-            for token in tokens
-        ]
-    }
-
-
-def generation_settings(params: SamplingParams, n_ctx: int) -> dict[str, Any]:
-    """The settings of a generation by llama-server's names."""
-    n_predict = -1 if params.max_tokens is None else params.max_tokens
-    return {
-        **{name: getattr(params, name) for name in SAMPLING_SETTINGS},
-        "n_ctx": n_ctx,
-        "n_predict": n_predict,
-        "max_tokens": n_predict,
-        "seed": -1 if params.seed is None else params.seed,
-        "stop": list(params.stops),
-        "n_probs": params.logprobs or 0,
-        "logit_bias": [{"token": token_id, "bias": bias} for token_id, bias in (params.logit_bias or {}).items()],
-        "grammar": params.grammar or "",
-        # What is refused unless it is off.
-        "mirostat": 0,
-        "dynatemp_range": 0.0,
-        "min_keep": 0,
-    }

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import psutil
 from fastapi import APIRouter, Depends, Query
+from pydantic import Field, model_validator
 
 from elastikv.memory.base import MemoryStats
-from elastikv.server.schemas import MemoryRequest
+from elastikv.server.schemas import INT32_MAX, Body, Int, Text
 from elastikv.server.state import ServerState, ready_state
 
 router = APIRouter()
 
 State = Annotated[ServerState, Depends(ready_state)]
+
+
+class MemoryRequest(Body):
+    """One wish: ``n_cells``, ``shrink``, or ``budget``."""
+
+    n_cells: Int | None = Field(None, ge=1, le=INT32_MAX)
+    shrink: Literal[True] | None = None
+    budget: Text | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> MemoryRequest:
+        if sum(wish is not None for wish in (self.n_cells, self.shrink, self.budget)) != 1:
+            raise ValueError('give exactly one of {"n_cells": N}, {"shrink": true} and {"budget": "2GiB"}')
+        return self
 
 
 @router.get("/memory")

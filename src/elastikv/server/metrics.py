@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from elastikv.engine.stats import EngineStats
 from elastikv.server.description import content
+from elastikv.server.llama_metrics import llama_metrics
 
 router = APIRouter()
 
@@ -76,10 +77,11 @@ async def metrics(request: Request) -> Response:
     state = request.app.state.server
     text = generate_latest(state.metrics.registry)
     if state.engine is not None:
+        stats = await state.engine.stats()
         registry = CollectorRegistry()
-        registry.register(_EngineCollector(await state.engine.stats()))
-        text += generate_latest(registry)
-    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+        registry.register(_EngineCollector(stats))
+        text += generate_latest(registry) + llama_metrics(stats).encode()
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST, "Process-Start-Time-Unix": str(state.started)})
 
 
 class _EngineCollector(Collector):
@@ -115,9 +117,9 @@ class _EngineCollector(Collector):
             "releases": (stats.n_releases, "Memory given back by idle or preempted sessions"),
             "parks": (stats.n_parks, "Sessions written to disk"),
             "restores": (stats.n_restores, "Sessions read back from disk"),
-            "prompt_tokens": (stats.tokens_prompt, "Prompt tokens computed"),
-            "cached_prompt_tokens": (stats.tokens_cached, "Prompt tokens that were held already"),
-            "generated_tokens": (stats.tokens_generated, "Tokens generated"),
+            "prompt_tokens": (stats.totals.tokens_prompt, "Prompt tokens computed"),
+            "cached_prompt_tokens": (stats.totals.tokens_cached, "Prompt tokens that were held already"),
+            "generated_tokens": (stats.totals.tokens_generated, "Tokens generated"),
         }
         for name, (value, text) in counters.items():
             yield CounterMetricFamily(f"elastikv_{name}", text, value=value)

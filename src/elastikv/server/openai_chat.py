@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -10,10 +9,11 @@ from typing_extensions import override
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.server.chat import Chat, make_chat, message
+from elastikv.server.chat_schemas import ChatRequest
 from elastikv.server.description import content, errors
+from elastikv.server.figures import json_logprob
 from elastikv.server.generation import Step
-from elastikv.server.replies import Reply, answer, json_logprob
-from elastikv.server.schemas import ChatRequest
+from elastikv.server.replies import Reply, answer
 from elastikv.server.state import ServerState, ready_state
 
 router = APIRouter()
@@ -45,35 +45,47 @@ class ChatReply(Reply):
     chunk_object = "chat.completion.chunk"
 
     def __init__(self, state: ServerState, body: ChatRequest, chat: Chat) -> None:
-        super().__init__(state, body)
+        super().__init__(state, body, chat.jobs)
         self._parsers = [chat.parser() for _ in chat.jobs]
         self._has_called: set[int] = set()
 
     @override
-    def opening(self, index: int) -> dict[str, Any]:
-        return _choice(index, delta={"role": "assistant", "content": ""}, logprobs=None, finish_reason=None)
+    def empty(self, index: int) -> dict[str, Any]:
+        return _choice(index, delta={"role": "assistant", "content": None}, logprobs=None, finish_reason=None)
 
     @override
-    def piece(self, step: Step) -> dict[str, Any]:
+    def opening(self, index: int) -> dict[str, Any]:
+        return self.empty(index)
+
+    @override
+    def piece(self, step: Step) -> dict[str, Any] | None:
         delta, parser = step.delta, self._parsers[step.index]
         news = message(parser.read(delta.text, is_last=step.output is not None))
-        reason = self._finish_reason(step.index, news, delta.finish_reason)
-        return _choice(step.index, delta=news, logprobs=_logprobs(delta.logprobs), finish_reason=reason)
+        if "tool_calls" in news:
+            self._has_called.add(step.index)
+        if not news and not delta.logprobs:
+            return None
+        return _choice(step.index, delta=news, logprobs=_logprobs(delta.logprobs), finish_reason=None)
+
+    @override
+    def closing(self, step: Step) -> dict[str, Any]:
+        reason = self._finish_reason(step.index, step.delta.finish_reason)
+        return _choice(step.index, delta={}, logprobs=None, finish_reason=reason)
 
     @override
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
         parser = self._parsers[index]
         whole = message(parser.read(output.text, is_last=True))
-        reason = self._finish_reason(index, whole, output.finish_reason)
+        if "tool_calls" in whole:
+            self._has_called.add(index)
+        reason = self._finish_reason(index, output.finish_reason)
         for call in whole.get("tool_calls", ()):
             del call["index"]
         content = None if "tool_calls" in whole else ""
         whole = {"role": "assistant", "content": content, "refusal": None, **whole}
         return _choice(index, message=whole, logprobs=_logprobs(output.logprobs), finish_reason=reason)
 
-    def _finish_reason(self, index: int, news: Mapping[str, Any], reason: str | None) -> str | None:
-        if "tool_calls" in news:
-            self._has_called.add(index)
+    def _finish_reason(self, index: int, reason: str | None) -> str | None:
         return "tool_calls" if reason == "stop" and index in self._has_called else reason
 
 

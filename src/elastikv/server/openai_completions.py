@@ -11,17 +11,17 @@ from typing_extensions import override
 
 from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.server.description import content, errors
+from elastikv.server.figures import json_logprob
 from elastikv.server.forms import form_params
 from elastikv.server.generation import Job, Step, make_jobs, sampling_params
 from elastikv.server.prompts import check_completion, completion_prompts
-from elastikv.server.replies import Reply, answer, json_logprob
+from elastikv.server.replies import Reply, answer
 from elastikv.server.schemas import CompletionRequest
 from elastikv.server.state import ServerState, ready_state
 
 router = APIRouter()
 
 
-@router.post("/completions", response_model=None, include_in_schema=False)
 @router.post("/v1/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def completions(
     body: CompletionRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
@@ -40,20 +40,27 @@ class CompletionReply(Reply):
     whole_object = chunk_object = "text_completion"
 
     def __init__(self, state: ServerState, body: CompletionRequest, jobs: Sequence[Job]) -> None:
-        super().__init__(state, body)
+        super().__init__(state, body, jobs)
         self._tokenizer = state.ready_engine().llm.tokenizer
-        self._jobs = jobs
         self._echoes = bool(body.echo)
         self._offsets: defaultdict[int, int] = defaultdict(int)
+
+    @override
+    def empty(self, index: int) -> dict[str, Any]:
+        return self._choice(index, "", None, None)
 
     @override
     def opening(self, index: int) -> dict[str, Any] | None:
         return self._choice(index, self._echo(index), None, None) if self._echoes else None
 
     @override
-    def piece(self, step: Step) -> dict[str, Any]:
+    def piece(self, step: Step) -> dict[str, Any] | None:
         delta = step.delta
-        return self._choice(step.index, delta.text, delta.logprobs, delta.finish_reason)
+        return self._choice(step.index, delta.text, delta.logprobs, None) if delta.text or delta.logprobs else None
+
+    @override
+    def closing(self, step: Step) -> dict[str, Any]:
+        return self._choice(step.index, "", None, step.delta.finish_reason)
 
     @override
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:

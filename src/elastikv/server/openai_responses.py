@@ -12,20 +12,29 @@ from fastapi import APIRouter, Depends, Request, Response
 from elastikv.engine.outputs import GenerationOutput
 from elastikv.server.chat import Block, Blocks, Chat, chat_request, make_chat, not_offered
 from elastikv.server.description import content, errors
+from elastikv.server.figures import news_of_figures, timings, warnings_of
 from elastikv.server.generation import Step
-from elastikv.server.replies import answer, midway_error, warnings_of
+from elastikv.server.replies import answer, midway_error
 from elastikv.server.responses_schemas import ResponsesRequest
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.streaming import named_event
 
 router = APIRouter()
 
+State = Annotated[ServerState, Depends(ready_state)]
+
+
+@router.post("/responses/input_tokens", include_in_schema=False)
+@router.post("/v1/responses/input_tokens")
+async def count_tokens(body: ResponsesRequest, state: State) -> dict[str, Any]:
+    """How many tokens the prompt of a conversation has."""
+    chat = await make_chat(chat_request(body.members()), state)
+    return {"object": "response.input_tokens", "input_tokens": len(chat.jobs[0].token_ids)}
+
 
 @router.post("/responses", response_model=None, include_in_schema=False)
 @router.post("/v1/responses", response_model=None, responses=errors(429) | content("text/event-stream"))
-async def responses(
-    body: ResponsesRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
-) -> Response:
+async def responses(body: ResponsesRequest, request: Request, state: State) -> Response:
     """A reply to a conversation, as items of OpenAI's newer protocol."""
     chat = await make_chat(chat_request(body.members()), state)
     reply = ResponsesReply(state, body, chat, not_offered(body.not_offered))
@@ -45,6 +54,8 @@ class ResponsesReply:
         self._item_ids: list[str] = []
         self._warning = warning
         self._n_events = 0
+        self._told: dict[str, Any] = {}
+        self._tells_timings = bool((body.model_extra or {}).get("timings_per_token"))
 
     def whole(self, last_steps: Sequence[Step]) -> dict[str, Any]:
         """The answer that is not streamed."""
@@ -63,12 +74,17 @@ class ResponsesReply:
                     is_begun = True
                     yield self._event("response.created", response=self._response(None))
                     yield self._event("response.in_progress", response=self._response(None))
+                self._told = news_of_figures(step.delta, with_timings=self._tells_timings)
+                if step.delta.progress is not None:
+                    yield self._event("response.in_progress", response=self._response(None))
+                    continue
                 is_last = step.output is not None
                 pieces = self._parser.read(step.delta.text, is_last=is_last)
                 for what, block, news in self._blocks.feed(pieces, is_last=is_last):
                     for event in self._of_block(what, block, news):
                         yield event
                 if step.output is not None:
+                    self._told = {"timings": timings([step.output.timings])}
                     response = {**self._response(step.output), **warnings_of([step])}
                     yield self._event(f"response.{response['status']}", response=response)
         except Exception as error:  # the status has been sent: an event has to tell, whatever it was
@@ -79,7 +95,7 @@ class ResponsesReply:
 
     def _event(self, kind: str, **members: Any) -> bytes:
         self._n_events += 1
-        return named_event({"type": kind, "sequence_number": self._n_events - 1, **members})
+        return named_event({"type": kind, "sequence_number": self._n_events - 1, **members, **self._told})
 
     def _of_block(self, what: str, block: Block, news: str) -> Iterator[bytes]:
         place: dict[str, Any] = {"item_id": self._item_id(block), "output_index": block.index}

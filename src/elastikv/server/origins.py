@@ -39,7 +39,7 @@ class RequireHost:
             return
         message = "this Host is not one of the server's names; start it with --allowed-hosts NAME, or with --api-key"
         error = APIError(403, message, type="permission_error", code="host_not_allowed")
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     def _is_allowed(self, authority: str) -> bool:
         name = host_name(authority)
@@ -73,7 +73,7 @@ class RefuseCrossSite:
             return
         message = "a page of another origin asked for this; start the server with --cors-origin ORIGIN to let it"
         error = APIError(403, message, type="permission_error", code="cross_site")
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     def _is_ours(self, headers: Headers) -> bool:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")

@@ -1,16 +1,17 @@
 """Parameters of OpenAI's server, llama-server and vLLM that would change an answer and are not served.
 
 Those that are served are members of ``schemas.GenerationRequest`` and its children. Those below are refused by name.
-Whatever else a request has changes no text (``user``, ``metadata``, ``store``, ``timings_per_token``, or the
-``mirostat_tau`` of a mirostat that is switched off), and is ignored.
+Whatever else a request has changes no text (``user``, ``metadata``, ``store``, or the ``mirostat_tau`` of a mirostat
+that is switched off), and is ignored.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from elastikv.server.chat_schemas import ChatRequest
 from elastikv.server.errors import not_supported
-from elastikv.server.schemas import ChatRequest, GenerationRequest
+from elastikv.server.schemas import GenerationRequest
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     # The form of the text.
@@ -47,7 +48,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "post_sampling_probs": (False,),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
@@ -72,6 +72,7 @@ REFUSED_IN_TEXT: dict[str, tuple[Any, ...]] = {
 
 REFUSED_BUT_BY_LLAMA: dict[str, tuple[Any, ...]] = {
     "n_probs": (0,),
+    "post_sampling_probs": (False,),
     "return_tokens": (False,),
     "response_fields": ([],),
 }

@@ -9,17 +9,19 @@ from typing import Any
 
 from elastikv.errors import InvalidRequest
 from elastikv.server.chat_formats import THINK, knows_tools
+from elastikv.server.chat_schemas import ChatMessage, ChatRequest, parsed_arguments
 from elastikv.server.errors import APIError, not_supported
 from elastikv.server.fim import fill_in_prompt
 from elastikv.server.parameters import refuse_unserved
 from elastikv.server.schemas import (
     MAX_CHOICES,
-    ChatMessage,
-    ChatRequest,
     CompletionRequest,
+    ContentPrompt,
     GenerationRequest,
     JsonPrompt,
-    parsed_arguments,
+    Prompt,
+    Prompts,
+    TextPart,
 )
 from elastikv.server.state import ServerState
 from elastikv.server.tools import as_text, offered_tools
@@ -115,11 +117,13 @@ def _template_message(index: int, message: ChatMessage, arguments_as_text: bool)
 def _text(index: int, message: ChatMessage) -> str:
     """An empty text where there is none: templates print ``None`` otherwise."""
     parts = message.content
-    if not isinstance(parts, list):
-        return parts or ""
+    return _joined(parts, f"messages.{index}.content") if isinstance(parts, list) else parts or ""
+
+
+def _joined(parts: Sequence[TextPart], param: str) -> str:
     other = next((part.type for part in parts if part.type != "text"), None)
     if other is not None:
-        raise not_supported(f"messages.{index}.content", f"content of type {other!r} is not supported; only text is")
+        raise not_supported(param, f"content of type {other!r} is not supported; only text is")
     return "".join(part.text or "" for part in parts)
 
 
@@ -154,15 +158,9 @@ async def completion_prompts(body: CompletionRequest, state: ServerState) -> lis
     return [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-async def mixed_prompts(
-    given: str | JsonPrompt | Sequence[Any], state: ServerState, param: str, *, n_choices: int = 1
-) -> list[list[int]]:
-    """llama-server's prompts: a text, several texts or lists of token ids, or one prompt of texts and token ids.
-
-    Raises APIError (400) for ``param``.
-    """
-    parts = [given] if isinstance(given, str | JsonPrompt) else list(given)
-    parts = [part.prompt_string if isinstance(part, JsonPrompt) else part for part in parts]
+async def mixed_prompts(given: Prompts, state: ServerState, param: str, *, n_choices: int = 1) -> list[list[int]]:
+    """llama-server's prompts as token ids. Raises APIError (400) for ``param``."""
+    parts = [_plain(part, param) for part in (given if isinstance(given, list) else [given])]
     is_one = any(isinstance(part, int) for part in parts)
     if is_one and any(isinstance(part, list) for part in parts):
         raise APIError(400, f"{param}: token ids and lists of them cannot be mixed", param=param)
@@ -182,3 +180,9 @@ async def mixed_prompts(
             )
         encoded.append(token_ids)
     return encoded
+
+
+def _plain(part: Prompt | int | list[str | int], param: str) -> Any:
+    if isinstance(part, JsonPrompt):
+        return part.prompt_string
+    return _joined(part.content, param) if isinstance(part, ContentPrompt) else part

@@ -1,4 +1,4 @@
-"""What answers of chat and text completions have in common: numbers, logprobs, and how they are sent."""
+"""What answers of chat and text completions have in common, and how they are sent."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from fastapi.responses import JSONResponse, Response
 
 from elastikv.engine.outputs import GenerationOutput
 from elastikv.errors import ElastikvError
-from elastikv.server.errors import APIError, from_elastikv
+from elastikv.server.errors import APIError, a_mistake, from_elastikv
+from elastikv.server.figures import news_of_figures, timings, usage, warnings_of
 from elastikv.server.generation import Job, Step, collect, generate
+from elastikv.server.llama_words import final
 from elastikv.server.schemas import GenerationRequest
 from elastikv.server.state import ServerState
 from elastikv.server.streaming import DONE, EventStream, event, while_connected
@@ -43,22 +45,32 @@ class Reply(ABC):
     whole_object: str
     chunk_object: str
 
-    def __init__(self, state: ServerState, body: GenerationRequest) -> None:
+    def __init__(self, state: ServerState, body: GenerationRequest, jobs: Sequence[Job]) -> None:
         info = state.ready_engine().llm.model.info
         self.n_choices = body.n_choices
-        self._includes_usage = body.includes_usage
+        self._state = state
+        self._body = body
+        self._jobs = jobs
         self._id = self.id_prefix + uuid.uuid4().hex
         self._created = int(time.time())
         self._model = state.model_name
         self._fingerprint = f"elastikv-{version('elastikv')}-{info.fingerprint[:8]}"
 
     @abstractmethod
+    def empty(self, index: int) -> dict[str, Any]:
+        """A streamed choice that says nothing yet."""
+
+    @abstractmethod
     def opening(self, index: int) -> dict[str, Any] | None:
         """A choice to announce ahead of the first piece of choice ``index``."""
 
     @abstractmethod
-    def piece(self, step: Step) -> dict[str, Any]:
-        """The choice of one streamed chunk."""
+    def piece(self, step: Step) -> dict[str, Any] | None:
+        """The choice of one streamed chunk; None where there is nothing to say."""
+
+    @abstractmethod
+    def closing(self, step: Step) -> dict[str, Any]:
+        """The choice of the last chunk, which says why it is over."""
 
     @abstractmethod
     def choice(self, index: int, output: GenerationOutput) -> dict[str, Any]:
@@ -68,38 +80,46 @@ class Reply(ABC):
         """The answer that is not streamed, of the last step of each job."""
         outputs = [step.output for step in last_steps if step.output is not None]
         choices = [self.choice(step.index, output) for step, output in zip(last_steps, outputs, strict=True)]
-        answer = self.envelope(
-            self.whole_object, choices, usage=usage(outputs, self.n_choices), timings=timings(outputs)
-        )
-        return answer | warnings_of(last_steps)
+        answer = self.envelope(self.whole_object, choices, usage=usage(outputs, self.n_choices))
+        return answer | _timings_of(outputs) | self._verbose(last_steps[0]) | warnings_of(last_steps)
 
     async def events(self, steps: AsyncIterator[Step]) -> AsyncGenerator[bytes, None]:
         """Chunks of all choices."""
-        opened: set[int] = set()
-        finished: dict[int, Step] = {}
+        is_begun, opened = False, set()
+        finished: dict[int, GenerationOutput] = {}
+        includes_usage, with_timings = self._body.includes_usage, self._body.timings_per_token
         # With include_usage OpenAI gives every other chunk a usage of null.
-        no_usage = {"usage": None} if self._includes_usage else {}
+        no_usage = {"usage": None} if includes_usage else {}
         try:
             async for step in steps:
-                if step.index not in opened:
-                    opened.add(step.index)
-                    opening = self.opening(step.index)
-                    if opening is not None:
-                        yield self.chunk([opening], **no_usage)
-                last = {}
+                is_begun, told = True, news_of_figures(step.delta, with_timings=with_timings)
+                if step.delta.progress is not None:
+                    yield self.chunk([self.empty(step.index)], **no_usage, **told)
+                    continue
+                opening = None if step.index in opened else self.opening(step.index)
+                opened.add(step.index)
+                if opening is not None:
+                    yield self.chunk([opening], **no_usage)
+                piece = self.piece(step)
+                if piece is not None:
+                    yield self.chunk([piece], **no_usage, **told)
                 if step.output is not None:
-                    finished[step.index] = step
-                    last = {"timings": timings([step.output])} | warnings_of([step])
-                yield self.chunk([self.piece(step)], **no_usage, **last)
+                    finished[step.index] = step.output
+                    last = _timings_of([step.output]) | self._verbose(step) | warnings_of([step])
+                    yield self.chunk([self.closing(step)], **no_usage, **last)
         except Exception as error:  # the status has been sent: an event has to tell, whatever it was
-            if not opened:
+            if not is_begun:
                 raise
             yield event(midway_error(error).body)
             return
-        if self._includes_usage:
-            outputs = [finished[index].output for index in sorted(finished)]
-            yield self.chunk([], usage=usage([output for output in outputs if output is not None], self.n_choices))
+        if includes_usage:
+            outputs = [finished[index] for index in sorted(finished)]
+            yield self.chunk([], usage=usage(outputs, self.n_choices), **_timings_of(outputs))
         yield DONE
+
+    def _verbose(self, step: Step) -> dict[str, Any]:
+        """With ``verbose``, the prompt and the settings, in llama-server's words."""
+        return {"__verbose": final(self._state, self._jobs[step.index], step)} if self._body.verbose else {}
 
     def chunk(self, choices: list[dict[str, Any]], **members: Any) -> bytes:
         """One server-sent event with these choices."""
@@ -131,58 +151,13 @@ async def answer(
     return EventStream(first, events)
 
 
+def _timings_of(outputs: Sequence[GenerationOutput]) -> dict[str, Any]:
+    return {"timings": timings([output.timings for output in outputs])}
+
+
 def midway_error(error: Exception) -> APIError:
     """What is told of an error after the status has been sent, whatever it was."""
     if isinstance(error, ElastikvError):
         return from_elastikv(error)
     logger.error("a stream broke", exc_info=error)
-    return APIError(500, "the server made a mistake; its log has more", type="server_error")
-
-
-def usage(outputs: Sequence[GenerationOutput], n_choices: int) -> dict[str, Any]:
-    """Prompts count once, however many choices they have; cached are the tokens that were not computed again."""
-    firsts = outputs[::n_choices]
-    n_prompt = sum(output.prompt_tokens for output in firsts)
-    n_completion = sum(len(output.token_ids) for output in outputs)
-    return {
-        "prompt_tokens": n_prompt,
-        "completion_tokens": n_completion,
-        "total_tokens": n_prompt + n_completion,
-        "prompt_tokens_details": {"cached_tokens": sum(output.cached_tokens for output in firsts)},
-    }
-
-
-def timings(outputs: Sequence[GenerationOutput]) -> dict[str, float]:
-    """llama-server's ``timings``: tokens and milliseconds of prompt and generation, summed over the choices."""
-    prompt_n = sum(output.timings.prompt_n for output in outputs)
-    predicted_n = sum(output.timings.predicted_n for output in outputs)
-    prompt_seconds = sum(output.timings.prompt_seconds for output in outputs)
-    predicted_seconds = sum(output.timings.predicted_seconds for output in outputs)
-    draft_n = sum(output.timings.draft_n for output in outputs)
-    draft_n_accepted = sum(output.timings.draft_n_accepted for output in outputs)
-    return {
-        "cache_n": sum(output.cached_tokens for output in outputs),
-        **_speed("prompt", prompt_n, prompt_seconds),
-        **_speed("predicted", predicted_n, predicted_seconds),
-        **({"draft_n": draft_n, "draft_n_accepted": draft_n_accepted} if draft_n else {}),
-    }
-
-
-def _speed(name: str, n_tokens: int, seconds: float) -> dict[str, float]:
-    return {
-        f"{name}_n": n_tokens,
-        f"{name}_ms": seconds * 1e3,
-        f"{name}_per_token_ms": seconds * 1e3 / n_tokens if n_tokens else 0.0,
-        f"{name}_per_second": n_tokens / seconds if seconds else 0.0,
-    }
-
-
-def warnings_of(steps: Sequence[Step]) -> dict[str, str]:
-    """``{"warning": ...}`` if the memory ended a generation early, else nothing."""
-    found = [step.warning for step in steps if step.warning]
-    return {"warning": found[0]} if found else {}
-
-
-def json_logprob(logprob: float) -> float:
-    """JSON knows no infinity; OpenAI writes -9999 for a token that cannot come."""
-    return max(logprob, -9999.0)
+    return a_mistake()

@@ -120,6 +120,7 @@ class ResponsesRequest(OpenBody):
             "max_tokens": self.max_output_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
+            "stream": self.stream,
         }
 
     @property

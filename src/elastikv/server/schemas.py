@@ -1,4 +1,8 @@
-"""Bodies of requests. Unknown members that would change nothing are ignored, as OpenAI and llama-server do."""
+"""Bodies of requests: what all that generate have in common, and OpenAI's about texts.
+
+Each other protocol has a file of its own. Unknown members that would change nothing are ignored, as OpenAI and
+llama-server do.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    field_validator,
     model_validator,
 )
-from typing_extensions import override
 
 MAX_CHOICES = 128
 INT32_MAX = 2**31 - 1
@@ -30,7 +32,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _encodable_members(members: Any) -> Any:
+def encodable_members(members: Any) -> Any:
     """Refuse half of a surrogate pair in any text of a JSON value."""
     try:
         _encodable(json.dumps(members, ensure_ascii=False))
@@ -47,7 +49,6 @@ def _whole_number(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(_encodable)]
 Int = Annotated[int, BeforeValidator(_whole_number)]
 TokenId = Annotated[Int, Field(ge=0, le=INT32_MAX)]
-Budget = Annotated[Int, Field(ge=-1, le=INT32_MAX)]
 MaxTokens = Annotated[Int, Field(ge=-1, le=INT32_MAX)]
 
 
@@ -66,7 +67,7 @@ class OpenBody(Body):
     def _extra_is_encodable(self) -> OpenBody:
         for name, value in (self.model_extra or {}).items():
             try:
-                _encodable_members({name: value})
+                encodable_members({name: value})
             except ValueError as error:
                 raise ValueError(f"its member {name!r} cannot be written: {error}") from error
         return self
@@ -150,6 +151,9 @@ class GenerationRequest(Body):
     structured_outputs: StructuredOutputs | None = None
     id_slot: Int | None = Field(None, ge=-1, le=INT32_MAX)
     cache_prompt: bool | None = None
+    timings_per_token: bool | None = None
+    return_progress: bool | None = None
+    verbose: bool | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -174,138 +178,22 @@ class TextPart(Body):
     text: Text | None = None
 
 
-class FunctionCall(OpenBody):
-    """``arguments``: JSON of an object, as OpenAI writes it, or the object itself."""
+class JsonPrompt(Body):
+    """A prompt as an object, which could have pictures with other models."""
 
-    name: Text
-    arguments: str | dict[str, Any] | None = None
-
-    @field_validator("arguments")
-    @classmethod
-    def _hold_an_object(cls, arguments: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-        if not isinstance(_encodable_members(parsed_arguments(arguments)), dict):
-            raise ValueError("a call's arguments must be a JSON object")
-        return arguments
+    prompt_string: Text
+    multimodal_data: list[Any] | None = Field(None, max_length=0)
 
 
-def parsed_arguments(arguments: str | dict[str, Any] | None) -> Any:
-    """The object that a call's arguments are; no arguments are an empty one. Raises ValueError."""
-    try:
-        return (json.loads(arguments) if isinstance(arguments, str) and arguments.strip() else arguments) or {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"a call's arguments must be a JSON object ({error})") from error
+class ContentPrompt(Body):
+    """A prompt as the content of a message."""
+
+    content: list[TextPart] = Field(min_length=1)
 
 
-class ToolCall(OpenBody):
-    """A call of a function that an assistant's message made."""
-
-    id: Text | None = None
-    type: Text = "function"
-    function: FunctionCall
-
-
-class ChatMessage(OpenBody):
-    """A turn, handed to the chat template with all its members.
-
-    ``content`` may be text or a list of text parts; pictures and sound are refused.
-    """
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[TextPart] | None = None
-    name: Text | None = None
-    reasoning_content: Text | None = None
-    reasoning: Text | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: Text | None = None
-
-
-class Function(OpenBody):
-    """``parameters``: a JSON Schema of an object."""
-
-    name: Text = Field(min_length=1)
-    description: Text | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(OpenBody):
-    """Something that the model may call; only functions are served."""
-
-    type: Literal["function"] = "function"
-    function: Function
-
-
-class FunctionName(OpenBody):
-    """A function by its name."""
-
-    name: Text
-
-
-class NamedTool(OpenBody):
-    """The one tool that is to be called."""
-
-    type: Literal["function"] = "function"
-    function: FunctionName
-
-
-class ChatRequest(GenerationRequest):
-    """A conversation to reply to, and how."""
-
-    messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
-    top_logprobs: Int | None = Field(None, le=INT32_MAX)
-    chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
-    reasoning_format: Literal["none", "auto", "deepseek"] | None = None
-    reasoning_effort: Text | None = None
-    enable_thinking: bool | None = None
-    include_reasoning: bool | None = None
-    reasoning_budget_tokens: Budget | None = None
-    thinking_budget_tokens: Budget | None = None
-    thinking_token_budget: Budget | None = None
-
-    @property
-    @override
-    def token_limit(self) -> int | None:
-        """Tokens to generate at most; ``max_completion_tokens``, OpenAI's newer name, goes first."""
-        return super().token_limit if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def thinking_budget(self) -> int | None:
-        """Tokens that thoughts may take, by whichever of its names; None: no bound."""
-        names = (self.reasoning_budget_tokens, self.thinking_budget_tokens, self.thinking_token_budget)
-        return next((budget for budget in names if budget is not None and budget >= 0), None)
-
-    @property
-    def prefill(self) -> ChatMessage | None:
-        """The assistant's message that the reply continues, as with llama-server, if the last one is of that kind."""
-        last = self.messages[-1]
-        has_called = last.tool_calls or (last.model_extra or {}).get("function_call")
-        continues = last.role == "assistant" and not has_called and self.continue_final_message is not False
-        return last if continues else None
-
-    @property
-    def template_options(self) -> dict[str, Any]:
-        """What the chat template is told besides messages and tools."""
-        options: dict[str, Any] = {}
-        if self.reasoning_effort is not None:
-            options["reasoning_effort"] = self.reasoning_effort
-            if self.reasoning_effort == "none":
-                options["enable_thinking"] = False
-        if self.enable_thinking is not None:
-            options["enable_thinking"] = self.enable_thinking
-        return options | (self.chat_template_kwargs or {})
-
-    @model_validator(mode="after")
-    def _top_logprobs_need_logprobs(self) -> ChatRequest:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
-        return self
+Prompt = Text | JsonPrompt | ContentPrompt
+Prompts = Prompt | list[Prompt | TokenId | list[Text | TokenId]]
+"""One or several as llama-server has them: a list with token ids in it is one prompt, whose texts come between."""
 
 
 class CompletionRequest(GenerationRequest):
@@ -318,96 +206,10 @@ class CompletionRequest(GenerationRequest):
     best_of: Int | None = Field(None, ge=1, le=MAX_CHOICES)
 
 
-class JsonPrompt(Body):
-    """A prompt as an object, which could have pictures with other models."""
-
-    prompt_string: Text
-    multimodal_data: list[Any] | None = Field(None, max_length=0)
-
-
-Bias = float | Literal[False]
-Biases = dict[Text, Bias] | list[Annotated[list[TokenId | Text | Bias], Field(min_length=2, max_length=2)]]
-
-
-class LlamaRequest(GenerationRequest):
-    """llama-server's ``/completion``; a prompt may mix texts and token ids.
-
-    logit_bias: pairs as well as a mapping, of token ids or of texts, whose tokens are all meant; false bans.
-    """
-
-    prompt: Text | JsonPrompt | list[Text | TokenId | JsonPrompt | list[TokenId]]
-    logit_bias: Biases | None = None  # type: ignore[assignment]
-    n_probs: Int | None = Field(None, ge=0, le=INT32_MAX)
-    return_tokens: bool | None = None
-    response_fields: list[Text] | None = None
-
-
-class ExtraFile(Body):
-    """A file that the text to fill in may refer to."""
-
-    text: Text
-    filename: Text = "tmp"
-
-
-class InfillRequest(LlamaRequest):
-    """``prompt``: how the text in the middle begins."""
-
-    prompt: Text = ""
-    input_prefix: Text
-    input_suffix: Text
-    input_extra: list[ExtraFile] | None = None
-
-
 class EmbeddingsRequest(OpenBody):
     """Texts, or token ids, to embed."""
 
     model: Text | None = None
-    input: Text | list[TokenId] | list[Text] | list[list[TokenId]]
+    input: Prompts
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Int | None = Field(None, ge=1, le=INT32_MAX)
-
-
-class EmbeddingRequest(OpenBody):
-    """llama-server's; ``embd_normalize``: 2 for the Euclidean length, -1 for none."""
-
-    content: Text | list[Text | TokenId | list[TokenId]] | None = None
-    input: Text | list[Text | TokenId | list[TokenId]] | None = None
-    embd_normalize: Literal[-1, 2] | None = None
-
-
-class ApplyTemplateRequest(ChatRequest):
-    """A conversation to write as the model would get it."""
-
-
-class TokenizeRequest(Body):
-    """``content``: the text; ``add_special``: with the tokens that the model wants around a text."""
-
-    content: Text
-    add_special: bool = False
-    with_pieces: bool = False
-
-
-class DetokenizeRequest(Body):
-    """``tokens``: the ids to turn into text."""
-
-    tokens: list[TokenId]
-
-
-class SlotFileRequest(Body):
-    """``filename``: a plain name inside ``--slot-save-path``."""
-
-    filename: Text | None = None
-
-
-class MemoryRequest(Body):
-    """One wish: ``n_cells``, ``shrink``, or ``budget``."""
-
-    n_cells: Int | None = Field(None, ge=1, le=INT32_MAX)
-    shrink: Literal[True] | None = None
-    budget: Text | None = None
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> MemoryRequest:
-        if sum(wish is not None for wish in (self.n_cells, self.shrink, self.budget)) != 1:
-            raise ValueError('give exactly one of {"n_cells": N}, {"shrink": true} and {"budget": "2GiB"}')
-        return self

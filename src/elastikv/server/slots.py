@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends
 
 from elastikv.server.description import errors
-from elastikv.server.errors import APIError
-from elastikv.server.schemas import SlotFileRequest
+from elastikv.server.errors import APIError, unavailable
+from elastikv.server.llama_schemas import SlotFileRequest
 from elastikv.server.state import ServerState, ready_state
 
 router = APIRouter()
@@ -23,10 +23,15 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 
 @router.get("/slots")
-async def list_slots(state: State) -> list[dict[str, Any]]:
-    """Every session: cells used, capacity, committed bytes, state."""
+async def list_slots(state: State, fail_on_no_slot: str | None = None) -> list[dict[str, Any]]:
+    """Every session: cells used, capacity, committed bytes, state.
+
+    ``fail_on_no_slot``, whatever it is: 503 while ``--parallel`` replies are computed.
+    """
     engine = state.ready_engine()
     n_ctx = engine.llm.memory.n_ctx
+    if fail_on_no_slot and (await engine.stats()).n_running >= engine.llm.scheduler.options.n_parallel:
+        raise unavailable("as many replies as --parallel allows are computed already")
     return [
         {**asdict(session), "n_ctx": n_ctx, "is_processing": session.state == "running"}
         for session in await engine.sessions()

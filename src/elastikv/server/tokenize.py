@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
+from elastikv.server.chat_schemas import ApplyTemplateRequest
+from elastikv.server.llama_schemas import DetokenizeRequest, TokenizeRequest
 from elastikv.server.prompts import chat_prompt, check_token_ids
-from elastikv.server.schemas import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from elastikv.server.state import ServerState, ready_state
 from elastikv.server.tools import check_tools
 

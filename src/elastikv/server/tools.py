@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from elastikv.server.chat_formats import call_format, calls_grammar, styled
+from elastikv.server.chat_schemas import ChatRequest, NamedTool
 from elastikv.server.errors import APIError, not_supported
-from elastikv.server.schemas import ChatRequest, NamedTool
 from elastikv.weights.tokenizer import Tokenizer
 
 _INTRODUCTION = """You may call functions. Their descriptions, one a line, each with a JSON Schema of its arguments:

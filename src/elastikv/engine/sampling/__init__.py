@@ -5,7 +5,6 @@
 """
 
 from elastikv.engine.sampling.breakers import Breakers, BreakersOfTokenizer
-from elastikv.engine.sampling.candidates import top_logprobs
 from elastikv.engine.sampling.sampler import Sampler
 
-__all__ = ["Breakers", "BreakersOfTokenizer", "Sampler", "top_logprobs"]
+__all__ = ["Breakers", "BreakersOfTokenizer", "Sampler"]

@@ -55,6 +55,14 @@ class Candidates:
         """What to subtract from a score to get the log probability."""
         return _log_sum_exp(self.scores)
 
+    def top_logprobs(self, token_id: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """The log probability of ``token_id``, one of these, and the ``n_top`` most likely tokens with theirs."""
+        log_total = self.log_total()
+        places, _ = self.places_of(np.array([token_id]))
+        top = _largest(self.scores, n_top) if n_top else ()
+        found = [(self._token_id(place), float(self.scores[place]) - log_total) for place in top]
+        return float(self.scores[places[0]]) - log_total, found
+
     def likeliest(self) -> int:
         """The token with the largest score."""
         return self._token_id(int(np.argmax(self.scores)))
@@ -73,18 +81,7 @@ class Candidates:
         return Candidates(token_ids, self.scores[places].astype(np.float64), is_sorted)
 
     def _token_id(self, place: int) -> int:
-        return place if self.token_ids is None else int(self.token_ids[place])
-
-
-def top_logprobs(logits: np.ndarray, token_id: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-    """The log probability of ``token_id``, and the ``n_top`` most likely tokens with theirs.
-
-    Of the model's own distribution, float32 ``[n_vocab]``: before all that ``Sampler`` does.
-    """
-    row = Candidates(None, logits)
-    log_total = row.log_total()
-    places = _largest(logits, n_top) if n_top else ()
-    return float(logits[token_id]) - log_total, [(int(other), float(logits[other]) - log_total) for other in places]
+        return int(place if self.token_ids is None else self.token_ids[place])
 
 
 def _log_sum_exp(logits: np.ndarray) -> float:

@@ -41,14 +41,32 @@ class Sampler:
         self._bias = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
         self._is_greedy = params.temperature == 0 and "temperature" in params.samplers
         self._steps = self._chain()
+        self._left: Candidates | None = None
 
     def sample(self, logits: Row, context: Sequence[int], allowed: np.ndarray | None = None) -> int:
         """The next token after ``context`` (prompt and generated tokens). ``logits`` are left as they are.
 
         allowed: bool ``[n_vocab]``, the tokens to choose from; None: all.
         """
-        candidates = self.candidates(logits, context, allowed)
+        self._left = candidates = self.candidates(logits, context, allowed)
         return candidates.likeliest() if self._is_greedy else candidates.draw(self._rng)
+
+    def skip(self) -> None:
+        """Note that the next token is chosen without it."""
+        self._left = None
+
+    def top_logprobs(self, logits: Row, token_id: int) -> tuple[float, list[tuple[int, float]]]:
+        """The log probability of the token that was chosen, and of as many likely ones as ``params`` want.
+
+        Of the model's own distribution, or (``post_sampling_probs``) of what was left to draw from.
+        """
+        n_top = self._params.logprobs or 0
+        if not self._params.post_sampling_probs:
+            return Candidates(None, logits).top_logprobs(token_id, n_top)
+        if self._left is None or self._is_greedy:  # there was no other choice
+            return 0.0, [(token_id, 0.0)][:n_top]
+        logprob, top = self._left.top_logprobs(token_id, n_top)
+        return logprob, [(other, score) for other, score in top if score > -np.inf]
 
     def candidates(self, logits: Row, context: Sequence[int], allowed: np.ndarray | None = None) -> Candidates:
         """What the samplers leave to draw from."""
