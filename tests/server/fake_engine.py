@@ -157,7 +157,7 @@ class FakeAsyncLLM:
             last = n == len(reply)
             output = self._output(prompt, reply[:n], text, reason, params) if last else None
             logprobs = self._logprobs([token_id], params)
-            yield Delta(news, [token_id], logprobs, reason if last else None, output)
+            yield Delta(news, [token_id], logprobs, reason if last else None, output, session.id)
 
     def _output(
         self, prompt: list[int], reply: list[int], text: str, reason: FinishReason | None, params: SamplingParams

@@ -68,7 +68,7 @@ class Delta:
     """News of a generation: text that is certain, tokens and log probabilities as they come.
 
     ``text`` may lag behind ``token_ids``: broken characters and possible stop strings are held back.
-    ``output`` comes with the last delta.
+    ``output`` comes with the last delta. session: the id of the session that computes it.
     """
 
     text: str = ""
@@ -76,3 +76,4 @@ class Delta:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     output: GenerationOutput | None = None
+    session: int | None = None

@@ -86,11 +86,11 @@ class Reply(ABC):
                     opening = self.opening(step.index)
                     if opening is not None:
                         yield self.chunk([opening], **no_usage)
-                last = {}
+                extra: dict[str, Any] = {} if step.delta.session is None else {"id_slot": step.delta.session}
                 if step.output is not None:
                     finished[step.index] = step
-                    last = {"timings": timings([step.output])} | warnings_of([step])
-                yield self.chunk([self.piece(step)], **no_usage, **last)
+                    extra |= {"timings": timings([step.output])} | warnings_of([step])
+                yield self.chunk([self.piece(step)], **no_usage, **extra)
         except Exception as error:  # the status has been sent: an event has to tell, whatever it was
             if not opened:
                 raise
