@@ -56,6 +56,7 @@ def browser() -> Iterator[Any]:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("Chromium is not installed")
+    playwright.expect.set_options(timeout=15_000)  # a machine may have more to do than this
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=path, headless=True, args=BROWSER_FLAGS)
         yield chromium

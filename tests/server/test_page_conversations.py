@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,19 @@ def test_a_deleted_one_can_be_taken_back(page: Any, echo: RunningServer) -> None
     assert titles(page) == []
 
 
+def test_one_that_is_deleted_in_mid_reply_stays_deleted(page: Any, echo: RunningServer) -> None:
+    page.goto(echo.url)
+    echo.engine.hold = asyncio.Event()
+    say(page, "one")
+    page.wait_for_selector(".message.assistant.writing")
+    choose(page, "Delete")
+    echo.call(echo.engine.hold.set)
+    echo.engine.hold = None
+    say(page, "two")
+    wait_for_replies(page, 1)
+    assert titles(page) == ["two"]
+
+
 def test_an_export_as_json_is_imported_again(page: Any, echo: RunningServer, tmp_path: Path) -> None:
     talk(page, echo.url, "one", "two")
     with page.expect_download() as download:
@@ -137,10 +151,12 @@ def test_two_tabs_do_not_overwrite_each_other(page: Any, echo: RunningServer) ->
     other = page.context.new_page()
     other.goto(page.url)
     wait_for_replies(other, 1)
+    other.fill("#draft", "three")
     say(page, "two")
     wait_for_replies(page, 2)
     wait_for_replies(other, 2)
-    say(other, "three")
+    assert other.input_value("#draft") == "three"
+    other.press("#draft", "Enter")
     wait_for_replies(other, 3)
     wait_for_replies(page, 3)
     assert questions(page) == ["one", "two", "three"]

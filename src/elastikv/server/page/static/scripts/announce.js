@@ -14,6 +14,7 @@ export function announce(text) {
 export function notify(text, { label, act } = {}) {
   const line = byId("notice");
   line.querySelector("p").textContent = text;
+  announce(text);
   const button = line.querySelector(".act");
   button.hidden = !act;
   button.textContent = label ?? "";

@@ -71,7 +71,7 @@ function remove(conversation) {
   conversations.remove(conversation);
   if (chat.conversation === conversation) openNew();
   if (held) post(`/slots/${held.id}?action=erase`).catch(() => {}); // in use, or gone already: the server takes care of it
-  const act = () => { conversations.save(conversation); open(conversation); };
+  const act = () => { conversations.restore(conversation); open(conversation); };
   notify(`“${conversation.title}” is deleted.`, { label: "Undo", act });
 }
 
@@ -114,7 +114,7 @@ conversations.addEventListener("change", () => {
   if (conversations.get(id) && location.hash !== `#${id}`) history.replaceState(null, "", `#${id}`);
   showTitle();
 });
-conversations.addEventListener("taken", ({ detail: id }) => chat.conversation?.id === id && chat.open(chat.conversation));
+conversations.addEventListener("taken", ({ detail: id }) => chat.conversation?.id === id && chat.render());
 sessions.addEventListener("change", showHeld);
 server.addEventListener("change", showServer);
 byId("add-conversation").addEventListener("click", openNew);

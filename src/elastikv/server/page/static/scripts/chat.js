@@ -27,6 +27,7 @@ export class Chat {
 
   open(conversation) {
     this.conversation = conversation;
+    this.conversations.shown = conversation.id;
     this.composer.open(conversation);
     this.render();
     this.scroller.toEnd();
@@ -146,7 +147,7 @@ export class Chat {
   }
 
   settle(conversation) {
-    this.conversations.save(conversation);
+    this.conversations.save(conversation, { isUse: true });
     if (conversation === this.conversation) this.render();
   }
 }

@@ -24,17 +24,16 @@ export class Composer {
       await this.attach([...target.files]);
       target.value = "";
     });
-    this.takeDrops(byId("chat"));
+    this.area.addEventListener("paste", (event) => this.takeFiles(event, event.clipboardData));
+    byId("chat").addEventListener("dragover", (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+    byId("chat").addEventListener("drop", (event) => this.takeFiles(event, event.dataTransfer));
   }
 
-  takeDrops(place) {
-    const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
-    place.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
-    place.addEventListener("drop", (event) => {
-      if (!hasFiles(event)) return;
-      event.preventDefault();
-      this.attach([...event.dataTransfer.files]);
-    });
+  /** Files that are dropped or pasted; text is the browser's own business. */
+  takeFiles(event, { files }) {
+    if (!files.length) return;
+    event.preventDefault();
+    this.attach([...files]);
   }
 
   open(conversation) {

@@ -12,6 +12,8 @@ export class Conversations extends EventTarget {
     this.byId = new Map();
     this.unwritten = new Set();
     this.held = new Set(); // those that this tab writes a reply to, whatever others do
+    this.shown = null; // the one whose draft is this tab's
+    this.removed = new WeakSet();
     this.timer = null;
     this.isKept = true;
     // Another tab's changes, or two tabs would overwrite each other's.
@@ -52,25 +54,28 @@ export class Conversations extends EventTarget {
     };
   }
 
-  /** Notes that it has changed; `isUse`: it is the one used last. */
+  /** Has it written; `isUse`: it is the one used last, and the list shows it so. */
   save(conversation, { isUse = false } = {}) {
+    if (this.removed.has(conversation)) return;
     if (isUse) conversation.updated = Date.now();
+    const isNew = !this.byId.has(conversation.id);
     const isEmpty = !conversation.messages.length && !conversation.draft && !conversation.files.length;
-    if (isEmpty && !this.byId.has(conversation.id)) return;
+    if (isEmpty && isNew) return;
     this.byId.set(conversation.id, conversation);
     this.unwritten.add(conversation.id);
     this.timer ??= setTimeout(() => this.flush(), PAUSE);
-    this.changed();
+    if (isUse || isNew) this.changed();
   }
 
   rename(conversation, title) {
-    conversation.title = title;
-    conversation.isNamed = true;
+    Object.assign(conversation, { title, isNamed: true });
     this.save(conversation);
+    this.changed();
   }
 
-  /** Takes it away at once; `save` brings it back. */
+  /** Takes it away at once, whatever a reply that has not ended yet says. */
   remove(conversation) {
+    this.removed.add(conversation);
     this.byId.delete(conversation.id);
     this.unwritten.add(conversation.id);
     this.flush();
@@ -82,6 +87,11 @@ export class Conversations extends EventTarget {
     const records = [...this.unwritten].map((id) => this.byId.get(id)).filter(Boolean);
     if (records.length) keep(LEFT, records);
     this.flush();
+  }
+
+  restore(conversation) {
+    this.removed.delete(conversation);
+    this.save(conversation);
   }
 
   flush() {
@@ -108,7 +118,8 @@ export class Conversations extends EventTarget {
     if (this.unwritten.has(id) || this.held.has(id)) return;
     const record = await storage.read(id).catch(() => undefined);
     const mine = this.byId.get(id);
-    if (record && mine) Object.assign(mine, record);
+    const draft = id === this.shown ? { draft: mine?.draft ?? "", files: mine?.files ?? [] } : {};
+    if (record && mine) Object.assign(mine, record, draft);
     else if (record) this.byId.set(id, record);
     else this.byId.delete(id);
     this.changed();

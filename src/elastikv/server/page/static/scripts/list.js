@@ -31,6 +31,7 @@ export class ConversationList {
       this.rows.delete(id);
     }
     arrange(byId("list"), rows);
+    byId("export-all").disabled = !this.conversations.byId.size;
     byId("no-conversations").hidden = rows.length > 0;
     byId("no-conversations").textContent = wanted ? "None of them says that." : "What you say is kept in this browser.";
   }
