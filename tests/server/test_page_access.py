@@ -145,9 +145,10 @@ def test_a_reply_is_announced_when_it_begins_and_when_it_ends(page: Any, echo: R
 
 def test_the_panels_of_a_phone_are_drawers(phone: Any, echo: RunningServer) -> None:
     page = phone
-    talk(page, echo.url, "first " + "word" * 80, "second")
+    talk(page, echo.url, "first " + "word" * 80, f"```\n{'x' * 200}\n```")
     expect(page.locator("#memory")).to_be_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert page.evaluate("[...document.querySelectorAll('.said')].every(one => one.getBoundingClientRect().left > 0)")
     page.tap("#held")
     expect(page.locator("#memory .session.current")).to_be_visible()
     expect(page.locator("#memory .close")).to_be_focused()
