@@ -100,8 +100,8 @@ async def test_deltas_come_while_it_generates(folder: Path) -> None:
 async def test_closing_the_iterator_ends_the_generation(folder: Path) -> None:
     async with running(folder) as engine:
         async with aclosing(engine.stream("Once", ENDLESS)) as stream:
-            await anext(stream)
-            assert (await engine.stats()).n_running == 1
+            delta = await anext(stream)
+            assert [(session.id, session.state) for session in await engine.sessions()] == [(delta.session, "running")]
         n_generated = (await engine.stats()).totals.tokens_generated
         stats = await engine.stats()
         assert stats.n_running == 0

@@ -159,7 +159,7 @@ class FakeAsyncLLM:
             output = self._output(prompt, reply[:n], text, reason, params) if last else None
             logprobs = self._logprobs([token_id], params)
             timings = Timings(len(prompt), 0.25, n, 0.25 * n)
-            yield Delta(news, [token_id], logprobs, reason if last else None, output, timings)
+            yield Delta(news, [token_id], logprobs, reason if last else None, output, timings, session=session.id)
 
     def _output(
         self, prompt: list[int], reply: list[int], text: str, reason: FinishReason | None, params: SamplingParams

@@ -48,13 +48,14 @@ def running(
     *,
     load: Callable[[], Any] | None = None,
     load_failed: Callable[[BaseException], None] | None = None,
+    port: int = 0,
     **settings: Any,
 ) -> Iterator[RunningServer]:
-    """Serve ``engine`` on a free port; ``load`` instead of it to watch the loading."""
+    """Serve ``engine`` on ``port``, or a free one; ``load`` instead of it to watch the loading."""
     told = ServerSettings(**settings)
     app = create_app(told, load or (lambda: engine), load_failed)
     http = connections(told.timeout)
-    config = uvicorn.Config(app, port=0, http=http, log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, port=port, http=http, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve()), daemon=True)

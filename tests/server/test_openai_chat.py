@@ -42,6 +42,14 @@ def test_a_stream_says_the_same_in_pieces(client: OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+def test_a_stream_names_the_session_that_computes_it(client: OpenAI, server: RunningServer) -> None:
+    client.chat.completions.create(model="any", messages=HELLO)
+    chunks = list(client.chat.completions.create(model="any", messages=HELLO, stream=True))
+
+    assert {chunk.model_extra["id_slot"] for chunk in chunks[1:]} == {1}
+    assert [slot["id"] for slot in server.http.get("/slots").json()] == [0, 1]
+
+
 def test_a_stream_ends_with_usage_only_if_asked(client: OpenAI) -> None:
     chunks = list(
         client.chat.completions.create(

@@ -9,8 +9,7 @@ import pytest
 
 import elastikv.server.page
 
-CSS = (Path(elastikv.server.page.__file__).parent / "static" / "style.css").read_text()
-DARK = CSS.index("@media (prefers-color-scheme: dark)")
+CSS = (Path(elastikv.server.page.__file__).parent / "static" / "styles" / "theme.css").read_text()
 
 # Variables of text and of what it stands on, and the lowest ratio that level AA allows (small text).
 PAIRS = [
@@ -24,16 +23,21 @@ PAIRS = [
     ("soft", "sunken"),
     ("accent", "surface"),
     ("danger", "surface"),
+    ("danger", "bg"),
+    ("accent", "bg"),
+    ("code-keyword", "sunken"),
+    ("code-string", "sunken"),
+    ("code-number", "sunken"),
+    ("code-title", "sunken"),
+    ("danger", "sunken"),
 ]
 LEAST = 4.5
 
 
 def colours(scheme: str) -> dict[str, str]:
-    """The variables of a scheme; the dark one overrides the light one."""
-    found = re.findall(r"--([\w-]+): (#[0-9a-f]{6});", CSS[:DARK])
-    if scheme == "dark":
-        found += re.findall(r"--([\w-]+): (#[0-9a-f]{6});", CSS[DARK:])
-    return dict(found)
+    """The variables of a scheme."""
+    found = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\);", CSS)
+    return {name: dark if scheme == "dark" else light for name, light, dark in found}
 
 
 def luminance(colour: str, brightness: float = 1.0) -> float:

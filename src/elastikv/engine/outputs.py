@@ -83,7 +83,8 @@ class Delta:
 
     ``text`` may lag behind ``token_ids``: broken characters and possible stop strings are held back.
     ``timings`` are those so far. ``output`` comes with the last delta. ``progress`` comes, without anything else but
-    timings, while a prompt is computed whose ``SamplingParams`` ask for it.
+    timings, while a prompt is computed whose ``SamplingParams`` ask for it. session: the id of the session that
+    computes it.
     """
 
     text: str = ""
@@ -93,3 +94,4 @@ class Delta:
     output: GenerationOutput | None = None
     timings: Timings | None = None
     progress: Progress | None = None
+    session: int | None = None

@@ -222,7 +222,8 @@ class Request:
     ) -> None:
         output = replace(self.output(now), finish_reason=finish_reason) if finish_reason else None
         timings = output.timings if output else self.timings(now)
-        self.deltas.append(Delta(text, token_ids, [logprobs] if logprobs else None, finish_reason, output, timings))
+        found = [logprobs] if logprobs else None
+        self.deltas.append(Delta(text, token_ids, found, finish_reason, output, timings, session=self.session.id))
         self.finish_reason = finish_reason  # last: another thread that sees it finished finds all its news
 
     def _logprobs_of(self, token_id: int, logits: np.ndarray) -> TokenLogprobs:

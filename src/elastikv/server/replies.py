@@ -96,17 +96,18 @@ class Reply(ABC):
                 if step.delta.progress is not None:
                     yield self.chunk([self.empty(step.index)], **no_usage, **told)
                     continue
+                slot = {} if step.delta.session is None else {"id_slot": step.delta.session}
                 opening = None if step.index in opened else self.opening(step.index)
                 opened.add(step.index)
                 if opening is not None:
                     yield self.chunk([opening], **no_usage)
                 piece = self.piece(step)
                 if piece is not None:
-                    yield self.chunk([piece], **no_usage, **told)
+                    yield self.chunk([piece], **no_usage, **slot, **told)
                 if step.output is not None:
                     finished[step.index] = step.output
                     last = _timings_of([step.output]) | self._verbose(step) | warnings_of([step])
-                    yield self.chunk([self.closing(step)], **no_usage, **last)
+                    yield self.chunk([self.closing(step)], **no_usage, **slot, **last)
         except Exception as error:  # the status has been sent: an event has to tell, whatever it was
             if not is_begun:
                 raise

@@ -3,6 +3,14 @@
 const KEY = "elastikv-key";
 let askForKey = null;
 
+/** What the server refuses. code: of OpenAI's errors, or "unreachable", or "broken" for a reply that stops midway. */
+export class ServerError extends Error {
+  constructor(message, { status = 0, code = null, retryAfter = null } = {}) {
+    super(message);
+    Object.assign(this, { status, code, retryAfter });
+  }
+}
+
 /** `ask(wasWrong)` shows the dialog and resolves to a key. */
 export function onKeyNeeded(ask) {
   askForKey = ask;
@@ -24,7 +32,7 @@ async function request(path, options = {}) {
       }
       continue;
     }
-    if (!response.ok) throw new Error(await errorMessage(response));
+    if (!response.ok) throw await refusal(response);
     return response;
   }
 }
@@ -35,16 +43,15 @@ async function reach(path, options) {
     return await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer.");
+    throw new ServerError("The server does not answer.", { code: "unreachable" });
   }
 }
 
-async function errorMessage(response) {
-  try {
-    return (await response.json()).error.message;
-  } catch {
-    return `the server answered ${response.status}`;
-  }
+async function refusal(response) {
+  const { error } = await response.json().catch(() => ({}));
+  const message = error?.message ?? `the server answered ${response.status}`;
+  const retryAfter = response.headers.get("Retry-After");
+  return new ServerError(message, { status: response.status, code: error?.code ?? null, retryAfter });
 }
 
 export async function get(path) {
@@ -65,16 +72,23 @@ export async function* streamEvents(path, body, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
+    const { value, done } = await reader.read().catch(brokenUnless(signal));
+    if (done) throw new ServerError("The connection broke.", { code: "broken" });
     const blocks = (pending + value).split("\n\n");
     pending = blocks.pop();
     for (const block of blocks) {
       const data = block.replace(/^data: /, "");
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
-      if (event.error) throw new Error(event.error.message);
+      if (event.error) throw new ServerError(event.error.message, event.error);
       yield event;
     }
   }
+}
+
+function brokenUnless(signal) {
+  return (error) => {
+    if (signal.aborted) throw error;
+    return { done: true };
+  };
 }

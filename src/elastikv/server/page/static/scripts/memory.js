@@ -1,48 +1,68 @@
 // The panel beside the conversations: totals, chart, sessions and events, polled while the page is seen.
 
+import { notify } from "./announce.js";
 import { get, post } from "./api.js";
 import { KINDS, MemoryChart } from "./chart.js";
 import { ago, bytes, count, times } from "./format.js";
+import { meet, server } from "./server.js";
 
 const POLL = 400; // milliseconds
 const N_EVENTS = 8;
-const N_SESSIONS = 10;
 
 const byId = (id) => document.getElementById(id);
 
 export class MemoryPanel {
-  constructor() {
+  /** sessions: shows those of each look; onWait: is told while the server does not answer. */
+  constructor(sessions, onWait) {
+    this.sessions = sessions;
+    this.onWait = onWait;
     this.chart = new MemoryChart(byId("chart"), byId("chart-tip"));
-    this.rows = new Map();
-    this.events = [];
-    this.lastEvent = 0;
+    this.forget();
+    server.addEventListener("change", () => this.started !== server.started && this.forget());
     byId("legend").append(...KINDS.map(legendEntry));
     byId("to-scale").addEventListener("change", (event) => {
       this.chart.toScale = event.target.checked;
       this.chart.draw();
     });
     byId("shrink").addEventListener("click", async () => {
-      await post("/memory", { shrink: true });
-      await this.refresh();
+      await post("/memory", { shrink: true }).catch((error) => notify(error.message));
+      await this.refresh().catch(() => {}); // the next look will tell
     });
   }
 
+  /** A server that has been restarted counts its events and seconds anew. */
+  forget() {
+    this.started = server.started;
+    this.events = [];
+    this.lastEvent = 0;
+    this.chart.clear();
+  }
+
   async run() {
+    await meet(this.onWait);
     for (;;) {
-      if (!document.hidden) {
-        const isLive = await this.refresh().then(() => true, () => false);
-        // What is shown may be old while the server restarts; the next look will tell.
-        document.body.classList.toggle("stale", !isLive);
-      }
+      if (!document.hidden) await this.look();
       await new Promise((resolve) => setTimeout(resolve, POLL));
     }
+  }
+
+  async look() {
+    try {
+      await this.refresh();
+    } catch (error) {
+      // What is shown may be old; the server that answers next may be another one.
+      document.body.classList.add("stale");
+      this.onWait(error.message);
+      await meet(this.onWait);
+    }
+    document.body.classList.remove("stale");
   }
 
   async refresh() {
     const memory = await get(`/memory?since=${this.lastEvent}`);
     this.lastEvent = memory.events.at(-1)?.number ?? this.lastEvent;
     this.showTotals(memory);
-    this.showSessions(memory);
+    this.sessions.show(memory);
     this.showEvents(memory);
     const { committed_bytes: committed, used_bytes: used, static_bytes, budget_bytes: budget } = memory;
     this.chart.add({ t: memory.clock, committed, used, static: static_bytes, budget }, memory.events);
@@ -60,25 +80,6 @@ export class MemoryPanel {
     byId("ratio").replaceChildren(ratio, memory.committed_bytes ? "less than static" : "nothing is held");
   }
 
-  showSessions({ sessions, n_ctx: nCtx }) {
-    const holding = sessions.filter((session) => session.state !== "parked");
-    const shown = mostInteresting(holding);
-    const largest = Math.max(...shown.map((session) => session.committed_bytes), 1);
-    for (const session of shown) {
-      if (!this.rows.has(session.id)) this.rows.set(session.id, newRow(session.id));
-      fillRow(this.rows.get(session.id), session, largest, nCtx);
-    }
-    const ids = new Set(shown.map((session) => session.id));
-    for (const [id, row] of this.rows) {
-      if (!ids.has(id)) {
-        row.remove();
-        this.rows.delete(id);
-      }
-    }
-    byId("no-sessions").hidden = holding.length > 0;
-    byId("more-sessions").textContent = moreSessions(holding.length - shown.length, sessions.length - holding.length);
-  }
-
   showEvents(memory) {
     this.events = [...memory.events.reverse(), ...this.events].slice(0, N_EVENTS);
     byId("events").replaceChildren(...this.events.map((event) => eventRow(event, memory.clock)));
@@ -91,43 +92,6 @@ function legendEntry(kind) {
   entry.textContent = kind;
   entry.style.setProperty("--kind", `var(--${kind})`);
   return entry;
-}
-
-/** The running ones, then those used last; in the order of their ids, so that rows keep their places. */
-function mostInteresting(sessions) {
-  const rank = { running: 0, waiting: 1, idle: 2 };
-  return [...sessions]
-    .sort((a, b) => rank[a.state] - rank[b.state] || b.last_used - a.last_used)
-    .slice(0, N_SESSIONS)
-    .sort((a, b) => a.id - b.id);
-}
-
-function moreSessions(nHidden, nParked) {
-  const parts = [];
-  if (nHidden) parts.push(`${count(nHidden)} more not shown`);
-  if (nParked) parts.push(`${count(nParked)} parked on disk`);
-  return parts.join(", ");
-}
-
-function newRow(id) {
-  const row = byId("session").content.firstElementChild.cloneNode(true);
-  row.querySelector(".id").textContent = `Session ${id}`;
-  byId("sessions").append(row);
-  return row;
-}
-
-function fillRow(row, session, largest, nCtx) {
-  const set = (name, text) => { row.querySelector(name).textContent = text; };
-  const state = row.querySelector(".state");
-  state.textContent = session.state;
-  state.className = `state ${session.state}`;
-  set(".bytes", bytes(session.committed_bytes));
-  set(".of", `${count(session.used_cells)} of ${count(session.capacity_cells)} cells, limit ${count(nCtx)}`);
-  set(".saved", `static ${bytes(session.static_bytes)}`);
-  const share = (part, whole) => `${whole ? Math.min(100, (100 * part) / whole) : 0}%`;
-  row.querySelector(".capacity").style.width = share(session.committed_bytes, largest);
-  // By cells: a fixed state is all in use from the first token on, and says nothing about what is left to fill.
-  row.querySelector(".fill").style.width = share(session.used_cells, session.capacity_cells);
 }
 
 function eventRow(event, clock) {

@@ -11,15 +11,19 @@ export class MemoryChart {
   constructor(canvas, tip) {
     this.canvas = canvas;
     this.tip = tip;
-    this.samples = [];
-    this.marks = [];
-    this.clock = { server: 0, local: 0 };
+    this.clear();
     this.toScale = false;
     this.pointer = null;
     canvas.addEventListener("pointermove", (event) => { this.pointer = event.offsetX; this.draw(); });
     canvas.addEventListener("pointerleave", () => { this.pointer = null; this.draw(); });
     new ResizeObserver(() => this.draw()).observe(canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    document.addEventListener("themechange", () => this.draw());
+  }
+
+  clear() {
+    this.samples = [];
+    this.marks = [];
+    this.clock = { server: 0, local: 0 };
   }
 
   /** `t` of samples and marks is the server's clock in seconds. */
@@ -54,8 +58,11 @@ export class MemoryChart {
 
   /** Where things are: the area, its scales and its colours. */
   plot(width, height) {
-    const style = getComputedStyle(this.canvas);
-    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    // A property of its own would be light-dark(...) still; a colour is what that comes to.
+    const colour = (name) => {
+      this.canvas.style.color = `var(--${name})`;
+      return getComputedStyle(this.canvas).color;
+    };
     const last = this.samples.at(-1);
     const highest = Math.max(...this.samples.map((sample) => sample.committed), 1);
     const top = 1.1 * (this.toScale ? Math.max(highest, last.static) : highest);
