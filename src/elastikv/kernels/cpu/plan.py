@@ -12,6 +12,9 @@ from elastikv.memory.recurrent import RecurrentMemory
 _SHORT_SPAN = 8
 """Tokens of a span up to which each is attended like a decoded one."""
 
+_SHORT_DRAFT = 64
+"""The same where the logits of every token are wanted, as of a draft: they should be those of decoding, bit for bit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -35,7 +38,7 @@ class UBatchPlan:
         self.seq_ids = tuple(span.seq_id for span in ubatch.spans)
         lengths = [span.n_tokens for span in ubatch.spans]
         self.span_of = np.repeat(np.arange(len(lengths)), lengths)
-        self.long_spans = [span for span in ubatch.spans if span.n_tokens > _SHORT_SPAN]
+        self.long_spans = [span for span in ubatch.spans if not _is_short(span, ubatch)]
         self.short_runs = list(_short_runs(ubatch))
         self.rows = None if self.long_spans else self.short_runs[0]
         self.row_numbers = np.arange(ubatch.n_tokens)
@@ -54,10 +57,17 @@ class Planner:
         return self._plan
 
 
+def _is_short(span: Span, ubatch: UBatch) -> bool:
+    if span.n_tokens <= _SHORT_SPAN:
+        return True
+    first, behind = np.searchsorted(ubatch.output_rows, (span.start, span.stop))
+    return bool(behind - first == span.n_tokens <= _SHORT_DRAFT)
+
+
 def _short_runs(ubatch: UBatch) -> list[Rows]:
     runs: list[list[Span]] = [[]]
     for span in ubatch.spans:
-        if span.n_tokens <= _SHORT_SPAN:
+        if _is_short(span, ubatch):
             runs[-1].append(span)
         elif runs[-1]:
             runs.append([])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from support.cpu_cases import cpu, exact, exact_attention, filled_cache, poisoned, ubatch_of
@@ -109,6 +112,18 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     together = cpu().attention(q, cache, 0, ubatch_of({0: (699, 1), 1: (89, 1), 2: (1199, 1)}), 0.2, poisoned(3, 4, 32))
     alone = cpu().attention(q[2:], cache, 0, ubatch_of({2: (1199, 1)}), 0.2, poisoned(1, 4, 32))
     assert torch.equal(together[2:], alone)
+
+
+def test_a_draft_has_the_bits_of_decoding() -> None:
+    """However many tokens it has: what is verified is compared with what would have been decoded."""
+    torch.manual_seed(0)
+    cache, ubatch = filled_cache(KVLayer(2, 32, 32), {0: 600}), ubatch_of({0: (580, 20)})
+    q = torch.randn(20, 4, 32)
+    verified = replace(ubatch, output_rows=np.arange(20))
+    together = cpu().attention(q, cache, 0, verified, 0.2, poisoned(20, 4, 32))
+    for row in range(20):
+        alone = cpu().attention(q[row:][:1], cache, 0, ubatch_of({0: (580 + row, 1)}), 0.2, poisoned(1, 4, 32))
+        assert torch.equal(together[row:][:1], alone)
 
 
 def test_the_reference_agrees() -> None:
