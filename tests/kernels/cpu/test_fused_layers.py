@@ -34,8 +34,8 @@ def run(folder: Path, kernels: CpuKernels, k_type: str, **options: Any) -> torch
     model = load_model(folder, kernels=kernels, **options).model
     memory = open_memory(model, k_type=k_type, v_type=k_type)
     ids = [random_ids(100, N_VOCAB, seed=seed) for seed in range(3)]
-    logits = list(decode(model, memory, {seq_id: ids[seq_id][:50] for seq_id in range(3)}).values())
-    for step in range(50, 56):
+    logits = list(decode(model, memory, {seq_id: ids[seq_id][:70] for seq_id in range(3)}, n_ubatch=256).values())
+    for step in range(70, 76):
         logits += decode(model, memory, {0: ids[0][step : step + 1]}).values()
         logits += decode(model, memory, {seq_id: ids[seq_id][step : step + 1] for seq_id in (1, 2)}).values()
     for n_new in (3, 5, 8, 20):

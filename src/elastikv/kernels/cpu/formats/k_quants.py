@@ -19,6 +19,8 @@ from typing_extensions import override
 from elastikv.kernels.cpu.formats.layout import compiled
 from elastikv.kernels.cpu.formats.weights import BlockLayout
 from elastikv.kernels.cpu.jit import inlined
+from elastikv.kernels.cpu.simd import int8_dots
+from elastikv.kernels.cpu.simd.int8_dots import DotCode, I8x32, dots_by
 from elastikv.kernels.cpu.simd.int8_panel import BlockCode, PanelFormat, unpack_by
 from elastikv.kernels.cpu.simd.int8_row import multiply_by
 from elastikv.kernels.cpu.simd.math import fma, splat
@@ -26,12 +28,14 @@ from elastikv.kernels.cpu.simd.memory import load_byte, load_f32, load_half, loa
 from elastikv.kernels.cpu.simd.vector import (
     I8,
     I32,
+    I64,
     LANES,
     F32x16,
     I32x16,
     Vector,
     operation,
     pointer,
+    shuffled,
     splat_value,
     vector_type,
 )
@@ -83,6 +87,7 @@ class KQuantLayout(BlockLayout):
     """What the k-quants share: all is in how sixteen values are loaded."""
 
     block_values = _BLOCK
+    in_order = int8_dots.pays()
 
     @compiled
     def half_part(self, block: int, part: int, half: int) -> Vector:
@@ -182,6 +187,54 @@ _unpack_q5_k, _multiply_q5_k = unpack_by(_Q5_K_PANEL, _read_q5_k), multiply_by(_
 _unpack_q6_k, _multiply_q6_k = unpack_by(_Q6_K_PANEL, _read_q6_k), multiply_by(_Q6_K_PANEL, _read_q6_k)
 
 
+# --- a block of one row, in its order
+
+
+def _dots_with_minima(code: DotCode, nibbles_at: int, fifths_at: int | None) -> ir.Value:
+    builder = code.builder
+    fifths = None if fifths_at is None else code.load(fifths_at, I8x32)
+    for part in range(0, 8, 2):
+        both = code.load(nibbles_at + 16 * part, I8x32)
+        for nibble in range(2):
+            values = code.bits(both, 4 * nibble, 15)
+            if fifths is not None:
+                values = builder.or_(values, code.bits(fifths, part + nibble - 4, 16))
+            code.put(part + nibble, values)
+    first, second, third = (code.load(offset, I32) for offset in (4, 8, 12))  # see _scale_and_minimum
+
+    def bits(word: ir.Value, shift: int, mask: int) -> ir.Value:
+        return builder.and_(builder.lshr(word, I32(shift)), I32(mask))
+
+    def numbers(low: ir.Value, high: ir.Value, upper_bits: ir.Value, factor: ir.Value) -> ir.Value:
+        above = builder.or_(high, builder.shl(bits(upper_bits, 6, 0x03030303), I32(4)))
+        both = builder.or_(builder.zext(low, I64), builder.shl(builder.zext(above, I64), I64(32)))
+        integers = builder.zext(builder.bitcast(both, ir.VectorType(I8, 8)), int8_dots.I32x8)
+        return builder.fmul(builder.sitofp(integers, int8_dots.F32x8), factor)
+
+    scales = numbers(bits(first, 0, 0x3F3F3F3F), bits(third, 0, 0x0F0F0F0F), first, code.half_at(0))
+    minima = numbers(bits(second, 0, 0x3F3F3F3F), bits(third, 4, 0x0F0F0F0F), second, builder.fneg(code.half_at(2)))
+    return code.products(scales, minima)
+
+
+def _dots_of_q6_k(code: DotCode) -> ir.Value:
+    builder = code.builder
+    for first in range(0, 8, 4):
+        low = [code.load(16 * first + offset, I8x32) for offset in (0, 32)]
+        high = code.load(128 + 8 * first, I8x32)
+        for part in range(4):
+            below, above = code.bits(low[part % 2], part // 2 * 4, 15), code.bits(high, 2 * part - 4, 0x30)
+            code.put(first + part, builder.or_(below, above))
+    raw, d = code.load(192, ir.VectorType(I8, LANES)), code.half_at(208)
+    halves = (shuffled(builder, raw, raw, list(range(first, LANES, 2))) for first in range(2))
+    integers = (builder.sext(half, int8_dots.I32x8) for half in halves)
+    return code.products(*(builder.fmul(builder.sitofp(each, int8_dots.F32x8), d) for each in integers))
+
+
+_dots_q4_k = dots_by(_Q4_K_PANEL, lambda code: _dots_with_minima(code, 16, None))
+_dots_q5_k = dots_by(_Q5_K_PANEL, lambda code: _dots_with_minima(code, 48, 16))
+_dots_q6_k = dots_by(_Q6_K_PANEL, _dots_of_q6_k)
+
+
 # --- the layouts
 
 
@@ -204,6 +257,10 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
     def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
         _unpack_q4_k(rows, offset, out, ahead)
 
+    @override
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
+        _dots_q4_k(row, x, starts, upper_starts, out)
+
 
 class Q5_KLayout(KQuantLayout):  # noqa: N801
     """176 bytes a block: 5-bit values, a scale and a minimum for each part."""
@@ -223,6 +280,10 @@ class Q5_KLayout(KQuantLayout):  # noqa: N801
     @override
     def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
         _unpack_q5_k(rows, offset, out, ahead)
+
+    @override
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
+        _dots_q5_k(row, x, starts, upper_starts, out)
 
 
 class Q6_KLayout(KQuantLayout):  # noqa: N801
@@ -247,6 +308,10 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
     @override
     def unpack_block(self, rows: int, offset: int, out: int, ahead: int) -> None:
         _unpack_q6_k(rows, offset, out, ahead)
+
+    @override
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
+        _dots_q6_k(row, x, starts, upper_starts, out)
 
 
 Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS = Q4_KLayout(), Q5_KLayout(), Q6_KLayout()

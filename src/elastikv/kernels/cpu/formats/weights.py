@@ -24,6 +24,9 @@ class BlockLayout(Layout):
     panel: PanelFormat
     """What products of integers take the weights to be."""
 
+    in_order: bool = False
+    """Whether one row of x is multiplied by ``dots``, rather than by ``multiply_block``."""
+
     @property
     def panel_numbers(self) -> tuple[int, int, int, int]:
         """Of ``panel``, for kernels: bytes of a block of sixteen rows, and of a row of x; bias; ``scales``.
@@ -65,3 +68,11 @@ class BlockLayout(Layout):
 
         x: address of these, see ``simd/int8_row``.
         """
+
+    @compiled
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
+        """256 values at the address of a row times as many of one row of x, where ``in_order``.
+
+        See ``simd/int8_dots``.
+        """
+        raise NotImplementedError

@@ -3,7 +3,7 @@
 Weights stay packed in memory. A panel of their rows is unpacked to bytes (``simd/int8_panel``), a chunk at a time that
 stays in the caches, and multiplied with all rows of x, a few at a time (``simd/int8_tile``). x is quantised once for
 all panels, and laid out as tiles read it. Quantising adds about 0.5 % relative rms error, beside the 8 % that q4_0
-weights have. A single row of x is multiplied with what is unpacked as it comes (``simd/int8_row``).
+weights have. A single row of x is multiplied with what is unpacked as it comes (``simd/int8_row``, ``simd/int8_dots``).
 
 Each row of x gives the same bits, however many others are beside it and whichever thread computes.
 """
@@ -20,10 +20,11 @@ from elastikv.kernels.cpu.formats.layout import load_values, store_values
 from elastikv.kernels.cpu.formats.plain import F32
 from elastikv.kernels.cpu.jit import inlined, kernel, typed
 from elastikv.kernels.cpu.matmul.arguments import Activations, Matrix
+from elastikv.kernels.cpu.simd.int8_dots import BLOCKS, add_blocks
 from elastikv.kernels.cpu.simd.int8_panel import BLOCK, GROUPS, PANEL_ROWS
 from elastikv.kernels.cpu.simd.int8_tile import WIDTHS, tile
 from elastikv.kernels.cpu.simd.math import absolute, max_lanes, maximum, round_even, splat, sum_lanes
-from elastikv.kernels.cpu.simd.memory import load_f32, store_float, store_i8, store_int
+from elastikv.kernels.cpu.simd.memory import load_f32, load_float, store_float, store_i8, store_int
 from elastikv.kernels.cpu.simd.vector import LANES
 
 _ZERO = np.float32(0)
@@ -192,9 +193,24 @@ def _multiply_panel(
                 _copy_columns(by_rows[0], by_rows[1], n_rows, count, place[0], place[1])
 
 
-@inlined
 def _multiply_one(layout: Any, matrix: Matrix, out: int, quantised: int, begin: int, end: int) -> None:
     """Weight rows ``begin..end`` times a single row of x."""
+    raise NotImplementedError
+
+
+@typed(overload(_multiply_one))
+def _choose_order(layout: Any, matrix: Any, out: Any, quantised: Any, begin: Any, end: Any) -> Any:
+    multiply = _multiply_in_order if layout.layout.in_order else _multiply_by_sixteen
+
+    def apply(layout: Any, matrix: Any, out: Any, quantised: Any, begin: Any, end: Any) -> Any:
+        multiply(layout, matrix, out, quantised, begin, end)
+
+    return apply
+
+
+@inlined
+def _multiply_by_sixteen(layout: Any, matrix: Matrix, out: int, quantised: int, begin: int, end: int) -> None:
+    """Weight rows ``begin..end`` times a single row of x, sixteen side by side."""
     weight, weight_stride, _, n_in, bias = matrix
     x_bytes = layout.block_values // BLOCK * layout.panel_numbers[1]
     rows = np.empty(LANES, dtype=np.int64)
@@ -208,6 +224,34 @@ def _multiply_one(layout: Any, matrix: Matrix, out: int, quantised: int, begin: 
             sums = layout.multiply_block(
                 rows.ctypes.data, offset, quantised + block * x_bytes, ahead + block * LANES * layout.block_bytes, sums
             )
+        store_values(F32, out, first, end, sums)
+
+
+@inlined
+def _multiply_in_order(layout: Any, matrix: Matrix, out: int, quantised: int, begin: int, end: int) -> None:
+    """The same rows one after the other, as they lie in memory."""
+    weight, weight_stride, _, n_in, bias = matrix
+    token_bytes, n_blocks = layout.panel_numbers[1], n_in // BLOCK
+    numbers = np.empty((3, n_blocks), dtype=np.float32)  # of x's blocks: scales and starts, which may be int32
+    for block in range(n_blocks):
+        for number in range((token_bytes - BLOCK) // 4):
+            numbers[number, block] = load_float(quantised + block * token_bytes + BLOCK + 4 * number)
+    products = np.zeros((LANES, n_blocks), dtype=np.float32)
+    for first in range(begin, end, LANES):
+        for row in range(min(LANES, end - first)):
+            place = weight + (first + row) * weight_stride
+            for block in range(0, n_blocks, BLOCKS):
+                layout.dots(
+                    place + layout.row_bytes(block * BLOCK),
+                    quantised + block * token_bytes,
+                    numbers[1].ctypes.data + block * 4,
+                    numbers[2].ctypes.data + block * 4,
+                    products.ctypes.data + (row * n_blocks + block) * 4,
+                )
+        sums = load_values(F32, bias, 0, first, end) if bias != 0 else splat(_ZERO)
+        for block in range(0, n_blocks, BLOCKS):
+            place = products.ctypes.data + block * 4
+            sums = add_blocks(place, n_blocks * 4, numbers.ctypes.data + block * 4, sums)
         store_values(F32, out, first, end, sums)
 
 
