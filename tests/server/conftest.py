@@ -56,7 +56,7 @@ def browser() -> Iterator[Any]:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("Chromium is not installed")
-    playwright.expect.set_options(timeout=15_000)  # a machine may have more to do than this
+    playwright.expect.set_options(timeout=60_000)  # a machine may have more to do than this
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=path, headless=True, args=BROWSER_FLAGS)
         yield chromium
@@ -67,7 +67,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Any]:
     """A page that tolerates no error in its scripts and asks nobody but this machine."""
     context = browser.new_context()
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     problems: list[str] = []
     context.on("weberror", lambda error: problems.append(str(error.error)))
     context.on("request", lambda request: "//127.0.0.1:" in request.url or problems.append(request.url))

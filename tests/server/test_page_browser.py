@@ -32,12 +32,12 @@ def committed(page: Any) -> float:
 
 def test_a_turn_and_a_stop_while_the_memory_goes_up_and_down(page: Any, process: ServeProcess) -> None:
     page.goto(process.url)
-    expect(page.locator("#committed")).to_have_text("0 B", timeout=15_000)
+    expect(page.locator("#committed")).to_have_text("0 B")
     say(page, "hello " * 200)
     page.wait_for_selector(".message.assistant")
-    expect(page.locator("#committed")).not_to_have_text("0 B", timeout=15_000)
+    expect(page.locator("#committed")).not_to_have_text("0 B")
     # The bar of the session that computes it is this conversation's.
-    expect(page.locator(".session.current .state")).to_have_text("running", timeout=15_000)
+    expect(page.locator(".session.current .state")).to_have_text("running")
     expect(page.locator(".session.current .name")).to_contain_text("hello")
     expect(page.locator("#held")).to_contain_text("iB")
     grown = committed(page)
@@ -45,7 +45,7 @@ def test_a_turn_and_a_stop_while_the_memory_goes_up_and_down(page: Any, process:
     page.wait_for_selector(".note:has-text('stopped')")
     expect(page.locator("#send")).to_be_visible()
     assert grown > 0
-    expect(page.locator("#committed")).to_have_text("0 B", timeout=15_000)
+    expect(page.locator("#committed")).to_have_text("0 B")
     page.wait_for_selector(".events .kind:has-text('release')")
     expect(page.locator(".session")).to_have_count(0)
 
