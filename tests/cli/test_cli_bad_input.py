@@ -92,7 +92,7 @@ def test_a_malformed_growth_policy(elastikv, model_path, policy):
 
 def test_a_prompt_longer_than_the_context(elastikv, model_path):
     result = elastikv("run", "-m", model_path, "-c", "8", "-p", "once upon a time " * 9, "-n", "4")
-    assert_one_line(result, "n_ctx is 8", "-c")
+    assert_one_line(result, "context size of 8", "-c")
 
 
 def test_an_empty_prompt(elastikv, model_path):

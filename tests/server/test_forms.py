@@ -106,5 +106,5 @@ def test_n_choices_and_streams_follow_the_form(demo: RunningServer) -> None:
     for line in demo.post("/v1/chat/completions", **body, stream=True).text.splitlines():
         if line.startswith("data: {"):
             for choice in json.loads(line[6:])["choices"]:
-                streamed[choice["index"]] += choice["delta"].get("content", "")
+                streamed[choice["index"]] += choice["delta"].get("content") or ""
     assert streamed == texts

@@ -112,7 +112,7 @@ def test_the_key_is_asked_for_once_and_kept_for_the_tab(page: Any) -> None:
 def test_a_refused_turn_is_back_in_the_box_and_forgotten(page: Any, server: RunningServer) -> None:
     talk(page, server.url, "first")
     say(page, "y" * 600)
-    expect(page.locator("#problem")).to_contain_text("n_ctx is 512")
+    expect(page.locator("#problem")).to_contain_text("context size of 512")
     expect(page.locator("#problem")).to_contain_text("Shorten the message")
     expect(page.locator("#draft")).to_have_value("y" * 600)
     assert questions(page) == ["first"]
