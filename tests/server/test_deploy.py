@@ -28,7 +28,7 @@ DASHBOARD = json.loads((DEPLOY / "dashboard.json").read_text(encoding="utf-8"))
 
 @pytest.fixture
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     serve.add_arguments(parser)
     return parser
 
