@@ -160,7 +160,7 @@ def _table(sessions: list[dict[str, Any]]) -> RenderableType:
             str(each["capacity_cells"]),
             format_bytes(each["committed_bytes"]),
             str(each["n_prompt"]),
-            str(each["n_generated"]),
+            "" if each["state"] == "running" else str(each["n_generated"]),  # it counts turns that have ended
         )
     return table
 
