@@ -7,7 +7,9 @@ import re
 import sys
 
 import pytest
+from support.tiny_models import tiny_model
 
+from elastikv.engine.drafting import Drafter
 from elastikv.kernels import select_kernels
 from elastikv.runtimes import own
 
@@ -118,3 +120,21 @@ def test_the_precision_of_attention_reaches_the_kernels(elastikv, model_path, mo
     elastikv("run", "-m", model_path, "-p", "Once", *QUICK)
     elastikv("run", "-m", model_path, "-p", "Once", "--attention-precision", "f32", *QUICK)
     assert asked_for == ["auto", "f32"]
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_guesses_leave_the_text_as_it_is(elastikv, tmp_path, monkeypatch, command):
+    model = tiny_model("llama", tmp_path / "llama")
+    guesses, draft = [], Drafter.draft
+    monkeypatch.setattr(Drafter, "draft", lambda *args: guesses.append(draft(*args)) or guesses[-1])
+    monkeypatch.setattr("builtins.input", lambda _: "/exit")
+    few = ("--temp", "0", "-n", "40", "-t", "1", "-c", "512", "--kernels", "reference")
+    arguments = (command, "-m", model, "-p", "ab ab ab ab ab ab", *few)
+    plain = elastikv(*arguments)
+    assert not guesses
+    guessed = elastikv(*arguments, "--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", "5")
+    assert (guessed.code, guessed.out) == (0, plain.out)
+    assert 0 < max(map(len, guesses)) <= 5
+    refused = elastikv(*arguments, "--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "0")
+    assert refused.code == 1
+    assert "ngram_size_n" in refused.err

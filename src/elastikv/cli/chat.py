@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from elastikv.cli import chat_file
 from elastikv.cli.chat_input import line_reader, read_message
-from elastikv.cli.options import add_model_arguments, add_sampling_arguments, llm_from_args, sampling_from_args
+from elastikv.cli.options import (
+    add_model_arguments,
+    add_sampling_arguments,
+    add_speculation_arguments,
+    llm_from_args,
+    sampling_from_args,
+    scheduler_from_args,
+)
 from elastikv.cli.report import ResizeLog, gauge, resizes
 from elastikv.errors import ElastikvError, GenerationCut, InvalidRequest, format_bytes
 
@@ -37,13 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("-p", "--prompt", metavar="TEXT", help="first message")
     chat.add_argument("-v", "--verbose", action="store_true", help="a line on stderr for every resize")
     add_model_arguments(parser)
+    add_speculation_arguments(parser)
     add_sampling_arguments(parser, n_predict=-1)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talk until the user leaves. Returns the exit status."""
     params = sampling_from_args(args)
-    with llm_from_args(args) as llm:
+    with llm_from_args(args, scheduler=scheduler_from_args(args)) as llm:
         if not llm.tokenizer.has_chat_template:
             raise InvalidRequest("the model has no chat template; use `elastikv run`")
         if sys.stdin.isatty():

@@ -14,7 +14,7 @@ from elastikv.cli.logs import take_over
 from elastikv.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from elastikv import LLM, SamplingParams
+    from elastikv import LLM, SamplingParams, SchedulerOptions
     from elastikv.hub import HubModel
 
 CELL_TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -159,6 +159,35 @@ def _add_sampler_arguments(group: argparse._ArgumentGroup) -> None:
     order = group.add_mutually_exclusive_group()
     order.add_argument("--samplers", metavar="A;B;...", help="those to apply, in order; none given: all, as llama.cpp")
     order.add_argument("--sampler-seq", "--sampling-seq", metavar="LETTERS", help="the same in letters: edskypmxt")
+
+
+def add_speculation_arguments(parser: argparse.ArgumentParser) -> None:
+    """llama-server's flags for what it calls ngram-simple."""
+    group = parser.add_argument_group("speculation")
+    group.add_argument(
+        "--spec-type",
+        choices=("none", "ngram-simple"),
+        default="none",
+        help="compute what the text suggests along with the next token; texts stay the same",
+    )
+    group.add_argument(
+        "--spec-ngram-simple-size-n", type=int, default=3, metavar="N", help="tokens that must have stood there before"
+    )
+    group.add_argument(
+        "--spec-ngram-simple-size-m", type=int, default=16, metavar="M", help="tokens that are guessed at most"
+    )
+
+
+def scheduler_from_args(args: argparse.Namespace, **others: Any) -> SchedulerOptions:
+    """What ``add_speculation_arguments`` has read, and other fields. Raises InvalidRequest."""
+    from elastikv import SchedulerOptions
+
+    return SchedulerOptions(
+        speculation=args.spec_type,
+        ngram_size_n=args.spec_ngram_simple_size_n,
+        ngram_size_m=args.spec_ngram_simple_size_m,
+        **others,
+    )
 
 
 def llm_from_args(args: argparse.Namespace, **overrides: object) -> LLM:

@@ -9,9 +9,11 @@ import time
 from elastikv.cli.options import (
     add_model_arguments,
     add_sampling_arguments,
+    add_speculation_arguments,
     llm_from_args,
     read_prompt,
     sampling_from_args,
+    scheduler_from_args,
 )
 from elastikv.cli.report import ResizeLog, print_stats
 from elastikv.errors import GenerationCut
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--stats", action="store_true", help="a table of memory and speed at the end")
     prompt.add_argument("-v", "--verbose", action="store_true", help="a line on stderr for every resize")
     add_model_arguments(parser)
+    add_speculation_arguments(parser)
     add_sampling_arguments(parser, n_predict=256)
 
 
@@ -36,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     params = sampling_from_args(args)
     started = time.perf_counter()
-    with llm_from_args(args) as llm:
+    with llm_from_args(args, scheduler=scheduler_from_args(args)) as llm:
         load_seconds = time.perf_counter() - started
         resizes = ResizeLog(llm, enabled=args.verbose)
         # Shown with the first token and not before: what the log has to say stands above the text, not in it.

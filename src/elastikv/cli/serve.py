@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastikv.cli.options import add_model_arguments, add_sampling_arguments, llm_from_args, sampling_from_args
+from elastikv.cli.options import (
+    add_model_arguments,
+    add_sampling_arguments,
+    add_speculation_arguments,
+    llm_from_args,
+    sampling_from_args,
+    scheduler_from_args,
+)
 from elastikv.errors import InvalidRequest
 from elastikv.memory.growth import parse_size
 
@@ -80,23 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_speculation_arguments(parser)
     add_model_arguments(parser)
     add_sampling_arguments(parser, n_predict=-1, title="sampling, where a request is silent")
-
-
-def add_speculation_arguments(parser: argparse.ArgumentParser) -> None:
-    """llama-server's flags for what it calls ngram-simple."""
-    group = parser.add_argument_group("speculation")
-    group.add_argument(
-        "--spec-type",
-        choices=("none", "ngram-simple"),
-        default="none",
-        help="compute what the text suggests along with the next token; texts stay the same",
-    )
-    group.add_argument(
-        "--spec-ngram-simple-size-n", type=int, default=3, metavar="N", help="tokens that must have stood there before"
-    )
-    group.add_argument(
-        "--spec-ngram-simple-size-m", type=int, default=16, metavar="M", help="tokens that are guessed at most"
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -179,19 +169,15 @@ def _names(flag: str | None) -> tuple[str, ...]:
 
 def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:
     """Raises InvalidRequest."""
-    from elastikv.engine.options import SchedulerOptions
-
     _make_folder("--kv-park", args.kv_park)
-    return SchedulerOptions(
+    return scheduler_from_args(
+        args,
         n_parallel=args.parallel,
         max_queue=args.max_queue,
         idle_release_seconds=args.kv_idle_release,
         idle_drop_seconds=args.kv_idle_drop,
         park_dir=args.kv_park,
         prefix_reuse=args.prefix_reuse,
-        speculation=args.spec_type,
-        ngram_size_n=args.spec_ngram_simple_size_n,
-        ngram_size_m=args.spec_ngram_simple_size_m,
     )
 
 
