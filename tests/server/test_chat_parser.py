@@ -19,6 +19,11 @@ TEMPLATES = {
     "mistral-v11": "{{ tools }}[TOOL_CALLS][ARGS]",
     "deepseek": "{{ tools }}<｜tool▁call▁begin｜><｜tool▁sep｜>",
     "deepseek-r1": "{{ tools }}<｜tool▁call▁begin｜><｜tool▁sep｜>```json",
+    "glm": "{{ tools }}<tool_call><arg_key>",
+    "minimax": "{{ tools }}<minimax:tool_call><invoke name=",
+    "kimi": "{{ tools }}<|tool_call_begin|><|tool_call_argument_begin|>",
+    "nemotron": "{{ tools }}<TOOLCALL>",
+    "granite": "{{ tools }}<|tool_call|>",
     "unheard of": "{{ messages }}",
 }
 CALLS = {
@@ -37,6 +42,24 @@ CALLS["deepseek-r1"] = (
     "<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>b\n```json\n{}\n```"
     "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
 )
+CALLS["glm"] = (
+    '\n<tool_call>a\n<arg_key>x</arg_key>\n<arg_value>}"{</arg_value>\n<arg_key>y</arg_key>\n<arg_value>[1, {}]'
+    "</arg_value>\n"
+    "</tool_call>\n<tool_call>b\n</tool_call>"
+)
+CALLS["minimax"] = (
+    '\n<minimax:tool_call>\n<invoke name="a">\n<parameter name="x">}"{</parameter>\n<parameter name="y">[1, {}]'
+    "</parameter>\n"
+    '</invoke>\n<invoke name="b">\n</invoke>\n</minimax:tool_call>'
+)
+CALLS["kimi"] = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.a:0<|tool_call_argument_begin|>"
+    '{"x": "}\\"{", "y": [1, {}]}<|tool_call_end|><|tool_call_begin|>functions.b:1<|tool_call_argument_begin|>{}'
+    "<|tool_call_end|><|tool_calls_section_end|>"
+)
+_LIST = '[{"name": "a", "arguments": {"x": "}\\"{", "y": [1, {}]}}, {"name": "b", "arguments": {}}]'
+CALLS["nemotron"] = f"<TOOLCALL>{_LIST}</TOOLCALL>"
+CALLS["granite"] = f"<|tool_call|>{_LIST}"
 CALLS["unheard of"] = CALLS["hermes"]
 TOOLS = [{"function": {"name": "a", "parameters": {"properties": {"x": {"type": "string"}, "y": {"type": "array"}}}}}]
 

@@ -19,6 +19,7 @@ THINK = ("<think>", "</think>")
 """Texts around thoughts: of nearly all open models that think."""
 
 _NO_CALL = {"content": "json", "content_args": {"allow_non_json": True}, "repeats": True}
+_TAGGED = {"function": {"name": "{name}", "arguments": "{content}"}}
 _JSON_HEAD = r'\s*\{\s*"name"\s*:\s*"(?P<name>(?:[^"\\]|\\.)+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
 
 
@@ -30,7 +31,8 @@ class CallFormat:
     ``response_template`` describes a field. head: what of a region comes before the arguments, if they are JSON and can
     be streamed. before, after: what a call has around its arguments, with ``{name}`` for the function's name. opening,
     closing: what stands around all calls, between: between two of them (None: there is only one). end: the text that
-    ends a call, where there is one. is_xml: arguments are tags of Qwen3.5's kind instead of JSON.
+    ends a call, where there is one. tags: what stands before and after an argument, with ``{key}`` for its name, where
+    arguments are no JSON object: texts stand there as they are, everything else as JSON.
     """
 
     marks: tuple[str, ...]
@@ -42,7 +44,7 @@ class CallFormat:
     closing: str = ""
     between: str | None = None
     end: str | None = None
-    is_xml: bool = False
+    tags: tuple[str, str] | None = None
 
 
 HERMES = CallFormat(
@@ -72,14 +74,50 @@ _FAMILIES = (
             "repeats": True,
             "content": "xml-inline",
             "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"},
-            "transform": {"function": {"name": "{name}", "arguments": "{content}"}},
+            "transform": _TAGGED,
         },
         head=None,
         before="<tool_call>\n<function={name}>\n",
         after="</function>\n</tool_call>",
         between="\n",
         end="</tool_call>",
-        is_xml=True,
+        tags=("<parameter={key}>\n", "\n</parameter>\n"),
+    ),
+    CallFormat(  # GLM 4.5 to 4.7
+        marks=("<tool_call>", "<arg_key>"),
+        region={
+            "open_pattern": r"\s*<tool_call>\s*(?P<name>[^<\s]+)\s*(?=<)",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "xml-inline",
+            "content_args": {"tag_pattern": r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"},
+            "transform": _TAGGED,
+        },
+        head=None,
+        before="<tool_call>{name}\n",
+        after="</tool_call>",
+        between="\n",
+        end="</tool_call>",
+        tags=("<arg_key>{key}</arg_key>\n<arg_value>", "</arg_value>\n"),
+    ),
+    CallFormat(  # MiniMax M2
+        marks=("<minimax:tool_call>", "<invoke name="),
+        region={
+            "open_pattern": r'\s*(?:<minimax:tool_call>\s*)?<invoke name="(?P<name>[^"]+)">',
+            "close": "</invoke>",
+            "repeats": True,
+            "content": "xml-inline",
+            "content_args": {"tag_pattern": r'<parameter name="(?P<key>[^"]+)">(?P<value>.*?)</parameter>'},
+            "transform": _TAGGED,
+        },
+        head=None,
+        before='<invoke name="{name}">\n',
+        after="</invoke>\n",
+        opening="<minimax:tool_call>\n",
+        closing="</minimax:tool_call>",
+        between="",
+        end="</invoke>",
+        tags=('<parameter name="{key}">', "</parameter>\n"),
     ),
     HERMES,
     CallFormat(  # Mistral, from its eleventh tokenizer on
@@ -116,6 +154,40 @@ _FAMILIES = (
         after="<｜tool▁call▁end｜>",
         between="",
     ),
+    CallFormat(  # Kimi K2; calls are numbered, so that only one can be forced
+        marks=("<|tool_call_begin|>", "<|tool_call_argument_begin|>"),
+        region={
+            "open_pattern": r"\s*(?:<\|tool_calls_section_begin\|>)?\s*<\|tool_call_begin\|>",
+            "close": "<|tool_call_end|>",
+            "repeats": True,
+        },
+        head=r"\s*(?:functions\.)?(?P<name>[\w.-]+)(?::\d+)?\s*<\|tool_call_argument_begin\|>\s*",
+        before="<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>",
+        after="<|tool_call_end|>",
+        opening="<|tool_calls_section_begin|>",
+        closing="<|tool_calls_section_end|>",
+        end="<|tool_call_end|>",
+    ),
+    CallFormat(  # Nemotron Nano 2
+        marks=("<TOOLCALL>",),
+        region={**_NO_CALL, "open_pattern": r"\s*<TOOLCALL>", "close": "</TOOLCALL>"},
+        head=None,
+        before='{"name": "{name}", "arguments": ',
+        after="}",
+        opening="<TOOLCALL>[",
+        between=", ",
+        closing="]</TOOLCALL>",
+    ),
+    CallFormat(  # Granite 3
+        marks=("<|tool_call|>",),
+        region={**_NO_CALL, "open": "<|tool_call|>"},
+        head=None,
+        before='{"name": "{name}", "arguments": ',
+        after="}",
+        opening="<|tool_call|>[",
+        between=", ",
+        closing="]",
+    ),
     CallFormat(  # Llama 3
         marks=("<|start_header_id|>", '"parameters"'),
         region={**_NO_CALL, "open_pattern": r'^\s*(?:<\|python_tag\|>|(?=\{\s*"name"))'},
@@ -150,9 +222,9 @@ def calls_grammar(
     for i, function in enumerate(functions):
         schema = function.get("parameters") or {"type": "object", "properties": {}}
         before = family.before.replace("{name}", _escaped(function["name"], family))
-        arguments, tags = _xml_arguments(schema, i) if family.is_xml else (f"%json {styled(schema)}", [])
+        arguments, values = _tagged(schema, i, family.tags) if family.tags else (f"%json {styled(schema)}", [])
         rules += [f"call_{i}: {_literal(before, tokenizer)} args_{i} {_literal(family.after, tokenizer)}"]
-        rules += [f"args_{i}: {arguments}", *tags]
+        rules += [f"args_{i}: {arguments}", *values]
     one = "call: " + " | ".join(f"call_{i}" for i in range(len(functions)))
     more = f" ({_literal(family.between, tokenizer)} call)*" if several and family.between is not None else ""
     calls = f"calls: {_literal(family.opening, tokenizer)} call{more} {_literal(family.closing, tokenizer)}"
@@ -178,20 +250,21 @@ def _literal(text: str | None, tokenizer: Tokenizer) -> str:
     return " ".join(f"<[{special[cut]}]>" if cut in special else json.dumps(cut) for cut in cuts if cut)
 
 
-def _xml_arguments(schema: Mapping[str, Any], i: int) -> tuple[str, list[str]]:
-    """Tags in the order of the properties; texts are free, everything else is JSON."""
-    rules, tags = [], []
+def _tagged(schema: Mapping[str, Any], i: int, tags: tuple[str, str]) -> tuple[str, list[str]]:
+    """Arguments in the order of the properties, and a rule for each; texts are free, everything else is JSON."""
+    rules, arguments = [], []
+    before, after = tags[0], json.dumps(tags[1])
     definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     for n, (key, value) in enumerate((schema.get("properties") or {}).items()):
         name = f"arg_{i}_{n}"
         is_text = isinstance(value, dict) and value.get("type") == "string"
         if is_text and all(isinstance(choice, str) for choice in value.get("enum", [None])):
-            rules.append(f'{name}: ({" | ".join(map(json.dumps, value["enum"]))}) "\\n</parameter>\\n"')
+            rules.append(f"{name}: ({' | '.join(map(json.dumps, value['enum']))}) {after}")
         elif is_text:
-            rules.append(f'{name}[suffix="\\n</parameter>\\n"]: /(?s:.*)/')
+            rules.append(f"{name}[suffix={after}]: /(?s:.*)/")
         else:
-            rules.append(f'{name}: {name}_json "\\n</parameter>\\n"')
+            rules.append(f"{name}: {name}_json {after}")
             rules.append(f"{name}_json: %json {styled({**definitions, **value} if isinstance(value, dict) else {})}")
-        tag = f"{json.dumps(f'<parameter={key}>' + chr(10))} {name}"
-        tags.append(tag if key in schema.get("required", ()) else f"({tag})?")
-    return " ".join(tags) or '""', rules
+        argument = f"{json.dumps(before.replace('{key}', key))} {name}"
+        arguments.append(argument if key in schema.get("required", ()) else f"({argument})?")
+    return " ".join(arguments) or '""', rules
