@@ -1,7 +1,7 @@
 """Prompt lookup on and off, in turns, for prompts whose replies repeat them and for prompts whose replies do not.
 
     python -m bench.speculation -m MODEL -n 256 --repeats 5 --json bench/results/speculation.json
-    python -m bench.speculation                    # the demo model, whose recurrent layers keep guessing off
+    python -m bench.speculation                    # the demo model, with recurrent layers
 
     edit    a file twice, the second time up to its first lines: the reply copies what stands above
     free    the beginning of a text

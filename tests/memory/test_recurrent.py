@@ -71,6 +71,57 @@ def test_buffers_are_charged_reused_and_given_back() -> None:
     assert memory.budget.kv_bytes == 0
 
 
+def draft(memory: RecurrentMemory, seq_id: int, tokens: list[int]) -> None:
+    """A decode call that wants logits of all its tokens."""
+    for ubatch in memory.init_batch(Batch([SeqTokens(seq_id, tokens, n_logits=len(tokens))]), 2):
+        memory.apply(ubatch)
+        forward(memory, ubatch)
+    memory.commit()
+
+
+def test_a_call_for_several_logits_can_be_taken_back_until_the_next() -> None:
+    memory = open_memory()
+    decode(memory, {0: [1, 2]})
+    draft(memory, 0, [3, 4, 5])
+    assert memory.stats().sequences[0].committed_bytes == memory.budget.kv_bytes == 2 * 4096, "no more than in a call"
+    assert [memory.truncation_point(0, n) for n in (5, 4, 2, 1)] == [5, 2, 2, 0]
+    assert not memory.seq_rm(0, 4)
+    assert memory.seq_cp(0, 1, 0, 2)
+    assert memory.seq_rm(0, 2)
+    memory.check()
+    assert (state_sums(memory, 0), state_sums(memory, 1)) == ({3}, {3})
+    draft(memory, 0, [6, 7])
+    decode(memory, {0: [8]})
+    assert memory.truncation_point(0, 4) == 0
+    draft(memory, 0, [9, 9])
+    assert memory.shrink_to_fit() == 4096
+    assert memory.truncation_point(0, 6) == 0
+    assert state_sums(memory, 0) == {3 + 6 + 7 + 8 + 9 + 9}
+    memory.check()
+
+
+def test_a_call_is_taken_back_across_checkpoints() -> None:
+    memory = open_memory(max_checkpoints=4)
+    decode(memory, {0: [1]})
+    memory.checkpoint(0)
+    decode(memory, {0: [2]})
+    memory.checkpoint(0)
+    draft(memory, 0, [3, 4])
+    memory.checkpoint(0)
+    assert memory.seq_rm(0, 2)
+    memory.check()
+    assert [memory.truncation_point(0, n) for n in (4, 2, 1)] == [2, 2, 1]
+    assert state_sums(memory, 0) == {3}
+    draft(memory, 0, [5, 6])
+    assert memory.seq_rm(0, 1), "a checkpoint before the call"
+    memory.check()
+    assert state_sums(memory, 0) == {1}
+    decode(memory, {0: [7]})
+    assert state_sums(memory, 0) == {8}
+    memory.seq_rm(0)
+    assert memory.budget.kv_bytes == 0
+
+
 def test_refused_buffers_leave_every_sequence_as_it_was() -> None:
     memory = open_memory(Budget(3 * 4096))
     decode(memory, {0: [1], 1: [2]})

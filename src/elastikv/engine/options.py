@@ -34,7 +34,7 @@ class SchedulerOptions:
     prefix_reuse: requests may start from cells that earlier ones computed.
     max_idle: idle sessions that are kept in memory, and max_parked: on disk; beyond, the oldest goes.
     speculation: ``"ngram-simple"`` guesses what follows from the text itself and computes it along with the next token,
-        where memory can take single tokens back (not with recurrent layers); texts stay the same.
+        where memory can take a step back; texts stay the same.
     ngram_size_n: tokens that must have stood in the text before; ngram_size_m: tokens guessed at most.
     """
 

@@ -18,18 +18,21 @@ from elastikv.engine.policy import Chunk
 from elastikv.engine.requests import Request
 from elastikv.memory.base import Memory
 
+_MOST_ROWS = 8
+"""Rows of a sequence in a step with a draft, where some of them may have to be computed again."""
+
 
 class Speculation:
     """Extends the chunks of a step by drafts, says which rows count, and removes the cells of the others.
 
-    Only where memory can go back by single tokens. Recurrent states cannot: a checkpoint for every draft would push
-    out those at the ends of prompts, which are worth more.
+    Recurrent states cannot go back by single tokens, but to what they were before a step. What of it was right is then
+    computed again in the next step, along with the token that was chosen instead.
     """
 
     def __init__(self, memory: Memory, options: SchedulerOptions) -> None:
         self._memory = memory
         self._options = options
-        self._is_on = options.speculation != "none" and memory.cuts_anywhere
+        self._is_on = options.speculation != "none" and memory.undoes_calls
         self._is_held = False
         self._open: dict[Request, Chunk] = {}  # whose drafts have cells, or may have
 
@@ -85,9 +88,11 @@ class Speculation:
         request, memory = chunk.request, self._memory
         if request.drafter is None or not request.n_generated or not chunk.completes:
             return []
-        if memory.truncation_point(request.session.seq_id, 1) != 1:  # windows have let go of the beginning
-            return []
         n_most = memory.n_ctx - chunk.stop - 1
+        if not memory.cuts_anywhere:
+            n_most = min(n_most, max(_MOST_ROWS - chunk.n_tokens, 0))
+        elif memory.truncation_point(request.session.seq_id, 1) != 1:  # windows have let go of the beginning
+            return []
         if request.params.max_tokens is not None:
             n_most = min(n_most, request.params.max_tokens - request.n_generated - 1)
         return request.drafter.draft(request.token_ids, min(n_most, n_left))

@@ -212,6 +212,11 @@ class Memory(Protocol):
         """Whether ``seq_rm(seq_id, p0)`` can truncate at any token; if not, only where a checkpoint was made."""
         ...
 
+    @property
+    def undoes_calls(self) -> bool:
+        """Whether ``seq_rm`` can take back a sequence's last decode call, if that wanted logits of several tokens."""
+        ...
+
     def seq_ids(self) -> Sequence[int]:
         """Sequences that hold anything, ascending."""
         ...

@@ -144,6 +144,12 @@ class HybridMemory(Memory):
         """Whether both halves can be cut at any token."""
         return self.attention.cuts_anywhere and self.recurrent.cuts_anywhere
 
+    @property
+    @override
+    def undoes_calls(self) -> bool:
+        """Whether both halves can."""
+        return self.attention.undoes_calls and self.recurrent.undoes_calls
+
     @override
     def seq_ids(self) -> list[int]:
         return self.attention.seq_ids()

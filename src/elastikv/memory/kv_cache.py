@@ -280,6 +280,11 @@ class KVCache(Memory):
     def cuts_anywhere(self) -> bool:
         return True
 
+    @property
+    @override
+    def undoes_calls(self) -> bool:
+        return True
+
     @override
     def seq_ids(self) -> list[int]:
         return [seq_id for seq_id in self._streams.ids() if self.n_cells(seq_id)]

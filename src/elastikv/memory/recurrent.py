@@ -8,6 +8,9 @@ A decode call writes to a second buffer; the committed one stays untouched until
 
 A new sequence has only a working buffer (zeros), since rolling back means forgetting it. Spare
 buffers are shared by all sequences. A commit is one store, see ``SequenceStates``.
+
+Where logits are wanted for several tokens of a sequence, as for a draft, A is kept until its next call: going back to
+it takes the call back. That copies nothing, but costs a buffer.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from elastikv.memory.states import LayerState, StateBuffer, StatePool
 class RecurrentMemory(Memory):
     """See ``Memory`` for the contract. ``layers`` are the recurrent layers, by their ordinal among these.
 
-    A sequence can only be cut back to where a checkpoint was made.
+    A sequence can only be cut back to where a checkpoint was made, or to before its last call, see above.
     """
 
     def __init__(self, layers: Sequence[RecurrentLayer], options: MemoryOptions, budget: Budget) -> None:
@@ -80,8 +83,10 @@ class RecurrentMemory(Memory):
                 raise CacheFull("n_ctx", asked=n_new, left=self.n_ctx - end, limit=self.n_ctx)
         self._call = {}
         try:
-            for seq_id in ends:
-                self._call[seq_id] = WorkingState(self._pool.take(zeroed=seq_id not in self._states.of))
+            for entry in batch.entries:
+                self._states.forget_previous(entry.seq_id)
+                buffer = self._pool.take(zeroed=entry.seq_id not in self._states.of)
+                self._call[entry.seq_id] = WorkingState(buffer, keeps_previous=entry.n_logits > 1)
         except BaseException:
             self.rollback()
             raise
@@ -104,8 +109,10 @@ class RecurrentMemory(Memory):
         for seq_id, working in (self._call or {}).items():
             assert working.n_applied, f"sequence {seq_id} was committed before it was applied"
             before = self._states.of.get(seq_id)
-            after[seq_id] = SequenceState(working.buffer, self._end(seq_id), before.checkpoints if before else {})
-            replaced += [before.committed] if before else []
+            checkpoints = before.checkpoints if before else {}
+            previous = (before.n_tokens, before.committed) if before and working.keeps_previous else None
+            after[seq_id] = SequenceState(working.buffer, self._end(seq_id), checkpoints, previous)
+            replaced += [before.committed] if before and not previous else []
         self._states.of, self._call = self._states.of | after, None
         for buffer in replaced:
             self._pool.put_aside(buffer)
@@ -127,7 +134,7 @@ class RecurrentMemory(Memory):
     # Operations on sequences
 
     def can_seq_rm(self, seq_id: int, p0: int, p1: int) -> bool:
-        """Whether ``seq_rm`` would return True: nothing, everything, or back to a checkpoint."""
+        """Whether ``seq_rm`` would return True: nothing, everything, or back to a point that was kept."""
         sequence = self._states.of.get(seq_id)
         return sequence is None or sequence.can_remove(p0, p1)
 
@@ -147,7 +154,7 @@ class RecurrentMemory(Memory):
         return True
 
     def can_seq_cp(self, src: int, p0: int, p1: int) -> bool:
-        """Whether ``seq_cp`` would be possible, given room: from the start, up to the end or a checkpoint."""
+        """Whether ``seq_cp`` would be possible, given room: from the start, up to the end or such a point."""
         sequence = self._states.of.get(src)
         return sequence is None or sequence.can_copy(p0, p1)
 
@@ -231,6 +238,11 @@ class RecurrentMemory(Memory):
         """False: a state cannot be taken apart, so a sequence is cut where a checkpoint was made."""
         return False
 
+    @property
+    @override
+    def undoes_calls(self) -> bool:
+        return True
+
     @override
     def seq_ids(self) -> list[int]:
         return sorted(seq_id for seq_id in self._held() if self._end(seq_id))
@@ -262,8 +274,10 @@ class RecurrentMemory(Memory):
 
     @override
     def shrink_to_fit(self, seq_id: int | None = None) -> int:
-        """Gives back spare buffers; checkpoints stay."""
+        """Gives back spare buffers, and what the last calls could be taken back with; checkpoints stay."""
         self.require_idle()
+        for each in self._states.of:
+            self._states.forget_previous(each)
         return self._pool.free_spare()
 
     @override

@@ -177,6 +177,11 @@ class LlamaCppMemory(Memory):
     def cuts_anywhere(self) -> bool:
         return self._cuts_anywhere
 
+    @property
+    @override
+    def undoes_calls(self) -> bool:
+        return self._cuts_anywhere
+
     @override
     def seq_ids(self) -> list[int]:
         return sorted(seq_id for seq_id, sequence in self._sequences.items() if sequence.n_tokens)
