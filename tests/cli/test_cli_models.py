@@ -52,7 +52,9 @@ def test_the_table_says_why_a_model_does_not_run(elastikv, demo_and_bert):
     assert heading.split() == ["model", "(-hf)", "on", "disk", "a", "cell", "full", "cache", "runs", "through"]
     assert "nothing here" in bert
     assert " ".join(small.split()) == "user/demo 8.57 MiB 1 KiB 32.4 MiB at -c 32768 elastikv (qwen3_5)"
-    assert reason.startswith("user/bert:F32: bert-F32.gguf: architecture 'bert' is not supported")
+    assert reason.startswith("user/bert:F32: ")
+    # llama.cpp, where it is installed, knows the architecture.
+    assert "architecture 'bert' is not supported" in reason or "this model makes embeddings" in reason
 
 
 def test_an_empty_cache_says_how_to_fill_it(elastikv, cache):

@@ -108,8 +108,8 @@ def test_a_stopped_pull_goes_on_where_it_was(hub, at, tmp_path):
     hub.stalls["m-Q4_K_M.gguf"] = CHUNK + 1000
     command = [sys.executable, "-m", "elastikv", "pull", "user/gguf"]
     with subprocess.Popen(command, env=at, stderr=subprocess.PIPE, text=True) as process:
-        hub.stalled.wait(60)
-        time.sleep(0.2)  # the client takes what was sent
+        assert hub.stalled.wait(60)
+        time.sleep(1)  # the client takes what was sent
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
