@@ -19,7 +19,11 @@ THINK = ("<think>", "</think>")
 """Texts around thoughts: of nearly all open models that think."""
 
 _NO_CALL = {"content": "json", "content_args": {"allow_non_json": True}, "repeats": True}
-_TAGGED = {"function": {"name": "{name}", "arguments": "{content}"}}
+_TAGGED = {
+    "repeats": True,
+    "content": "xml-inline",
+    "transform": {"function": {"name": "{name}", "arguments": "{content}"}},
+}
 _JSON_HEAD = r'\s*\{\s*"name"\s*:\s*"(?P<name>(?:[^"\\]|\\.)+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*'
 
 
@@ -65,16 +69,20 @@ _DEEPSEEK: dict[str, Any] = {
     "closing": "<｜tool▁calls▁end｜>",
     "end": "<｜tool▁call▁end｜>",
 }
+_LIST: dict[str, Any] = {  # of all calls, as one JSON array
+    "head": None,
+    "before": '{"name": "{name}", "arguments": ',
+    "after": "}",
+    "between": ", ",
+}
 _FAMILIES = (
     CallFormat(  # Qwen3.5, Qwen3-Coder
         marks=("<tool_call>", "<function=", "<parameter="),
         region={
+            **_TAGGED,
             "open_pattern": r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
             "close_pattern": r"</function>\s*</tool_call>",
-            "repeats": True,
-            "content": "xml-inline",
             "content_args": {"tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"},
-            "transform": _TAGGED,
         },
         head=None,
         before="<tool_call>\n<function={name}>\n",
@@ -86,12 +94,10 @@ _FAMILIES = (
     CallFormat(  # GLM 4.5 to 4.7
         marks=("<tool_call>", "<arg_key>"),
         region={
+            **_TAGGED,
             "open_pattern": r"\s*<tool_call>\s*(?P<name>[^<\s]+)\s*(?=<)",
             "close": "</tool_call>",
-            "repeats": True,
-            "content": "xml-inline",
             "content_args": {"tag_pattern": r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>"},
-            "transform": _TAGGED,
         },
         head=None,
         before="<tool_call>{name}\n",
@@ -103,12 +109,10 @@ _FAMILIES = (
     CallFormat(  # MiniMax M2
         marks=("<minimax:tool_call>", "<invoke name="),
         region={
+            **_TAGGED,
             "open_pattern": r'\s*(?:<minimax:tool_call>\s*)?<invoke name="(?P<name>[^"]+)">',
             "close": "</invoke>",
-            "repeats": True,
-            "content": "xml-inline",
             "content_args": {"tag_pattern": r'<parameter name="(?P<key>[^"]+)">(?P<value>.*?)</parameter>'},
-            "transform": _TAGGED,
         },
         head=None,
         before='<invoke name="{name}">\n',
@@ -131,11 +135,8 @@ _FAMILIES = (
     CallFormat(  # Mistral before
         marks=("[TOOL_CALLS]",),
         region={**_NO_CALL, "open": "[TOOL_CALLS]"},
-        head=None,
-        before='{"name": "{name}", "arguments": ',
-        after="}",
+        **_LIST,
         opening="[TOOL_CALLS][",
-        between=", ",
         closing="]",
     ),
     CallFormat(  # DeepSeek R1 and V3
@@ -171,21 +172,15 @@ _FAMILIES = (
     CallFormat(  # Nemotron Nano 2
         marks=("<TOOLCALL>",),
         region={**_NO_CALL, "open_pattern": r"\s*<TOOLCALL>", "close": "</TOOLCALL>"},
-        head=None,
-        before='{"name": "{name}", "arguments": ',
-        after="}",
+        **_LIST,
         opening="<TOOLCALL>[",
-        between=", ",
         closing="]</TOOLCALL>",
     ),
     CallFormat(  # Granite 3
         marks=("<|tool_call|>",),
         region={**_NO_CALL, "open": "<|tool_call|>"},
-        head=None,
-        before='{"name": "{name}", "arguments": ',
-        after="}",
+        **_LIST,
         opening="<|tool_call|>[",
-        between=", ",
         closing="]",
     ),
     CallFormat(  # Llama 3
