@@ -6,8 +6,6 @@ The first is JSON, ``{"messages": [...]}``, as OpenAI's API has them; ``FILE.kv`
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +24,11 @@ def save(path: Path, messages: Messages, llm: LLM) -> int:
 
     Raises InvalidRequest where the folder cannot be written.
     """
+    from elastikv.memory import checked_file
+
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                json.dump({"messages": messages}, file, ensure_ascii=False, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with checked_file.replacing(path) as file:
+            file.write(json.dumps({"messages": messages}, ensure_ascii=False, indent=1).encode())
         idle = llm.scheduler.store.idle()
         if not idle:
             _cells_path(path).unlink(missing_ok=True)  # of a conversation that was saved here before
@@ -51,7 +44,7 @@ def load(path: Path, llm: LLM) -> tuple[Messages, int]:
     Raises InvalidRequest for a file that cannot be read, or holds something else.
     """
     try:
-        messages = _checked(json.loads(path.read_text()))
+        messages = _checked(json.loads(path.read_bytes()))
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror or error}") from None
     except ValueError as error:

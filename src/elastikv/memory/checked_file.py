@@ -52,14 +52,23 @@ class Header:
 
 
 def write(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """Write beside ``path``, then rename. Raises OSError, and ``path`` is as it was.
+    """Write all or nothing, see ``replacing``. Raises OSError."""
+    with replacing(path) as file:
+        _write(file, tensors, metadata)
 
-    A writer that is killed leaves a ``*.tmp`` file beside ``path``, which nobody reads.
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside ``path``, for the owner alone, that takes its place in the end.
+
+    After an error, OSError or another, ``path`` is as it was. A writer that is killed leaves a ``*.tmp`` file beside
+    ``path``, which nobody reads.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            _write(file, tensors, metadata)
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -146,7 +155,6 @@ def _write(file: BinaryIO, tensors: Tensors, metadata: Mapping[str, str]) -> Non
             file.write(data)
     file.seek(head.index(_NO_CHECKSUM.encode()))
     file.write(digest.hexdigest().encode())
-    file.flush()
 
 
 def _header_length(file: BinaryIO, size: int, path: Path) -> int:
