@@ -142,6 +142,11 @@ class SnapshotError(CorruptFile):
     """A saved session cannot be restored: another model, another layout, truncated or altered."""
 
 
+def one_line(message: object) -> str:
+    """What others' libraries say, which may be of several lines."""
+    return " ".join(str(message).split())
+
+
 def format_bytes(n_bytes: int) -> str:
     """``16777216`` -> ``'16 MiB'``: three significant digits, binary units."""
     value = float(n_bytes)

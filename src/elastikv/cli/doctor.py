@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from elastikv.cli.checks import SECTIONS, Fact, Section
+from elastikv.errors import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def _checked(check: Callable[[], Section]) -> Section:
     try:
         return check()
     except Exception as error:
-        return Section(broken=[f"{type(error).__name__}: {' '.join(str(error).split())}"])
+        return Section(broken=[f"{type(error).__name__}: {one_line(error)}"])
 
 
 def _print(sections: Mapping[str, Section]) -> None:

@@ -17,7 +17,7 @@ import tokenizers
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from elastikv.engine.params import SamplingParams
-from elastikv.errors import InvalidRequest
+from elastikv.errors import InvalidRequest, one_line
 from elastikv.weights.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ConstraintCompiler:
         matcher = llguidance.LLMatcher(self._vocabulary, _grammar(kind, text), log_level=0)
         if matcher.is_error():
             place = _failing_place(json.loads(text), self._vocabulary) if kind == "json_schema" else ""
-            raise InvalidRequest(f"{kind}{place}: {_one_line(matcher.get_error())}")
+            raise InvalidRequest(f"{kind}{place}: {one_line(matcher.get_error())}")
         return matcher
 
     @cached_property
@@ -74,7 +74,7 @@ class ConstraintCompiler:
             assert isinstance(backend, tokenizers.Tokenizer)
             return llguidance.LLTokenizer(backend.to_str(), n_vocab=self._n_vocab, eos_token=self._eos_token_ids)
         except Exception as error:  # it raises nothing narrower
-            raise InvalidRequest(f"no form can be given to this model's texts: {_one_line(str(error))}") from None
+            raise InvalidRequest(f"no form can be given to this model's texts: {one_line(error)}") from None
 
 
 class Constraint:
@@ -110,7 +110,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = _one_line(self._matcher.get_error())
+            reason = one_line(self._matcher.get_error())
             raise InvalidRequest(f"the form that was asked for cannot be followed: {reason}")
 
 
@@ -123,7 +123,7 @@ def _grammar(kind: str, text: str) -> str:
             return llguidance.LLMatcher.grammar_from_json_schema(text, defaults=JSON_STYLE)
         return llguidance.LLMatcher.grammar_from_lark(text if text.startswith(_LARK) else gbnf_to_lark(text))
     except Exception as error:  # ValueError, GbnfToLarkError, and Exception itself
-        raise InvalidRequest(f"{kind}: {_one_line(str(error))}") from None
+        raise InvalidRequest(f"{kind}: {one_line(error)}") from None
 
 
 _OF_NAMES = ("$defs", "definitions", "properties", "patternProperties")
@@ -156,7 +156,3 @@ def _children(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
         else:
             steps = inner.items() if isinstance(inner, Mapping) else enumerate(inner) if isinstance(inner, list) else ()
             yield from ((f"{keyword}.{step}", child) for step, child in steps if isinstance(child, Mapping))
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from elastikv.errors import HubError
+from elastikv.errors import HubError, one_line
 from elastikv.hub import cache
 from elastikv.hub.reference import HubModel
 
@@ -40,14 +40,14 @@ def explained(model: HubModel) -> Iterator[None]:
         hint = f"; {_LOGIN}" if status in (401, 403) else ""
         raise HubError(f"{hub} answers {status} for {model.repo}{hint}") from None
     except (HTTPError, LocalEntryNotFoundError) as error:
-        reason = _one_line(error.__cause__ or error)
+        reason = _reason(error.__cause__ or error)
         raise HubError(f"{model} cannot be fetched: {hub} is out of reach ({reason}); {later}") from None
     except OSError as error:
-        reason = error.strerror or _one_line(error)
+        reason = error.strerror or _reason(error)
         raise HubError(f"{model} cannot be fetched into {cache.folder()}: {reason}") from None
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; `elastikv pull {model}` goes on from here") from None
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _reason(error: BaseException) -> str:
+    return one_line(error) or type(error).__name__

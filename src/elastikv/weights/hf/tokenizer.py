@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from elastikv.errors import CorruptFile, ModelError
+from elastikv.errors import CorruptFile, ModelError, one_line
 from elastikv.weights.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer | None:
             raise ValueError("its vocabulary is empty")
         return backend
     except (OSError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelError(f"{folder}: transformers cannot read the tokenizer in this folder ({reason})") from None
 
 
