@@ -50,9 +50,14 @@ def gauge(llm: LLM, width: int = 10) -> str:
     ceiling = llm.static_bytes()
     if stats.budget_bytes is not None:
         ceiling = min(ceiling, stats.budget_bytes)
-    filled = min(width, -(-stats.committed_bytes * width // max(ceiling, 1)))
+    filled = filled_columns(stats.committed_bytes, ceiling, width)
     bar = "#" * filled + "." * (width - filled)
     return f"[{bar}] {format_bytes(stats.committed_bytes)} of {format_bytes(ceiling)}"
+
+
+def filled_columns(n_bytes: int, ceiling: int, width: int) -> int:
+    """Columns of a bar of ``width`` that are full: one is, as soon as there is anything."""
+    return min(width, -(-n_bytes * width // max(ceiling, 1)))
 
 
 class ResizeLog:

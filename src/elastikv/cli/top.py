@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from elastikv.cli.report import filled_columns
 from elastikv.errors import ElastikvError, format_bytes
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _totals(url: str, answer: dict[str, Any], width: int) -> RenderableType:
     held, budget, static = answer["committed_bytes"], answer["budget_bytes"], answer["static_bytes"]
     ceiling = static if budget is None else min(budget, static)
     n_columns = max(min(width - 40, 60), 10)
-    n_full = min(-(-held * n_columns // max(ceiling, 1)), n_columns)
+    n_full = filled_columns(held, ceiling, n_columns)
     n_used = min(answer["used_bytes"] * n_columns // max(ceiling, 1), n_full)
     return Text.assemble(
         (f"elastikv at {url}", "bold"),
