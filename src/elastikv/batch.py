@@ -20,11 +20,15 @@ from elastikv.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class SeqTokens:
-    """Tokens to append to one sequence; logits are wanted for the last ``n_logits`` of them."""
+    """Tokens to append to one sequence; logits are wanted for the last ``n_logits`` of them.
+
+    is_draft: whether the last of them are guesses, so that the call may be taken back.
+    """
 
     seq_id: int
     token_ids: Sequence[int]
     n_logits: int = 1
+    is_draft: bool = False
 
     def __post_init__(self) -> None:
         if self.seq_id < 0:

@@ -72,14 +72,14 @@ def test_buffers_are_charged_reused_and_given_back() -> None:
 
 
 def draft(memory: RecurrentMemory, seq_id: int, tokens: list[int]) -> None:
-    """A decode call that wants logits of all its tokens."""
-    for ubatch in memory.init_batch(Batch([SeqTokens(seq_id, tokens, n_logits=len(tokens))]), 2):
+    """A decode call whose tokens may be guesses."""
+    for ubatch in memory.init_batch(Batch([SeqTokens(seq_id, tokens, is_draft=True)]), 2):
         memory.apply(ubatch)
         forward(memory, ubatch)
     memory.commit()
 
 
-def test_a_call_for_several_logits_can_be_taken_back_until_the_next() -> None:
+def test_a_call_with_a_draft_can_be_taken_back_until_the_next() -> None:
     memory = open_memory()
     decode(memory, {0: [1, 2]})
     draft(memory, 0, [3, 4, 5])

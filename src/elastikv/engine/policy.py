@@ -35,7 +35,8 @@ class Chunk:
     def entry(self) -> SeqTokens:
         """The chunk as an entry of a batch; logits are wanted if it completes the request's tokens."""
         tokens = self.request.token_ids[self.start : self.stop] + self.draft
-        return SeqTokens(self.request.session.seq_id, tokens, n_logits=int(self.completes) + len(self.draft))
+        n_logits = int(self.completes) + len(self.draft)
+        return SeqTokens(self.request.session.seq_id, tokens, n_logits, is_draft=bool(self.draft))
 
 
 def plan_step(

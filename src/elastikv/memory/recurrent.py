@@ -9,8 +9,8 @@ A decode call writes to a second buffer; the committed one stays untouched until
 A new sequence has only a working buffer (zeros), since rolling back means forgetting it. Spare
 buffers are shared by all sequences. A commit is one store, see ``SequenceStates``.
 
-Where logits are wanted for several tokens of a sequence, as for a draft, A is kept until its next call: going back to
-it takes the call back. That copies nothing, but costs a buffer.
+After a call with a draft A is kept until the sequence's next call: going back to it takes the call back. That copies
+nothing, but costs a buffer.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class RecurrentMemory(Memory):
             for entry in batch.entries:
                 self._states.forget_previous(entry.seq_id)
                 buffer = self._pool.take(zeroed=entry.seq_id not in self._states.of)
-                self._call[entry.seq_id] = WorkingState(buffer, keeps_previous=entry.n_logits > 1)
+                self._call[entry.seq_id] = WorkingState(buffer, keeps_previous=entry.is_draft)
         except BaseException:
             self.rollback()
             raise
