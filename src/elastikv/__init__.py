@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from elastikv.engine.options import SchedulerOptions
     from elastikv.engine.outputs import Delta, GenerationOutput, Timings, TokenLogprobs, TopLogprob
     from elastikv.engine.params import Reasoning, SamplingParams
+    from elastikv.engine.sharing import SharedBudget
     from elastikv.engine.stats import EngineStats, SessionInfo
     from elastikv.integrations.transformers_cache import ElasticCache
     from elastikv.memory.base import MemoryStats, SequenceStats
@@ -53,6 +54,7 @@ __all__ = [
     "SchedulerOptions",
     "SequenceStats",
     "SessionInfo",
+    "SharedBudget",
     "SnapshotError",
     "Timings",
     "TokenLogprobs",
@@ -72,6 +74,7 @@ _MODULES = {
     "Reasoning": "elastikv.engine.params",
     "SamplingParams": "elastikv.engine.params",
     "SchedulerOptions": "elastikv.engine.options",
+    "SharedBudget": "elastikv.engine.sharing",
     "EngineStats": "elastikv.engine.stats",
     "ElasticCache": "elastikv.integrations.transformers_cache",
     "SessionInfo": "elastikv.engine.stats",

@@ -20,7 +20,8 @@ from elastikv.engine.events import EventLog
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
-from elastikv.memory import Budget, KVLayer, MemoryCost, MemoryOptions, RecurrentLayer, make_memory
+from elastikv.engine.sharing import SharedBudget
+from elastikv.memory import KVLayer, MemoryCost, MemoryOptions, RecurrentLayer, make_memory
 from elastikv.memory.hybrid import halves
 from elastikv.models.base import ModelInfo
 from elastikv.runtimes.torch_runtime import TorchRuntime
@@ -127,7 +128,7 @@ class Rig:
         self,
         *,
         is_hybrid: bool = False,
-        budget: str | int = "none",
+        budget: str | int | SharedBudget = "none",
         n_ctx: int = 512,
         n_batch: int = 64,
         n_ubatch: int = 16,
@@ -140,7 +141,8 @@ class Rig:
         self.model = HistoryModel(is_hybrid=is_hybrid, fingerprint=fingerprint)
         self.clock = Clock()
         self.events = EventLog(self.clock)
-        self.budget = Budget.parse(budget)
+        self.shared = budget if isinstance(budget, SharedBudget) else SharedBudget(budget)
+        self.budget = self.shared.budget
         memory_options = MemoryOptions(
             n_ctx,
             initial=16,
@@ -162,7 +164,7 @@ class Rig:
         )
         self.scheduler = Scheduler(
             self.engine,
-            self.budget,
+            self.shared,
             SchedulerOptions(park_dir=park_dir, **options),
             self.events,
             n_batch=n_batch,
@@ -176,6 +178,7 @@ class Rig:
                 return
             self.scheduler.step()
             self.memory.check()
+            assert self.budget.kv_bytes == self.memory.stats().committed_bytes
         raise AssertionError("requests did not finish")
 
     def kinds(self) -> list[str]:
@@ -186,7 +189,7 @@ class Rig:
         self.scheduler.close()
         self.memory.close()
         self.workspace.close()
-        assert self.budget.committed_bytes == 0
+        assert self.memory.committed_bytes + self.workspace.committed_bytes == 0
 
 
 @pytest.fixture

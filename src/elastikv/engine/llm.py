@@ -24,10 +24,11 @@ from elastikv.engine.params import SamplingParams
 from elastikv.engine.requests import Request, raise_if_failed
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
+from elastikv.engine.sharing import SharedBudget
 from elastikv.errors import EngineClosed, InvalidRequest
 from elastikv.hub import local_path
 from elastikv.kernels.base import AttentionPrecision
-from elastikv.memory import Budget, Memory, MemoryStats
+from elastikv.memory import Memory, MemoryStats
 from elastikv.runtimes.base import Described, Runtime
 
 Prompt: TypeAlias = "str | TokenIds"
@@ -47,7 +48,8 @@ class LLM:
     kv_dynamic: grow on demand; False commits all of n_ctx when a sequence starts.
     kv_growth: ``"double:1GiB"``, ``"step:256"``, ``"exact"``; None: what suits the storage.
     kv_initial: cells of a new sequence. kv_budget: ``"4GiB"``, bytes, ``"auto"`` or ``"none"``, for cells and
-    compute buffers together. kv_storage: ``"auto"``, ``"mmap"`` or ``"copy"``.
+    compute buffers together; or a ``SharedBudget``, for several models together.
+    kv_storage: ``"auto"``, ``"mmap"`` or ``"copy"``.
     kv_dtype: type of the cells, ``"f32"``, ``"f16"``, ``"bf16"`` or ``"q8_0"``, or a pair for K and V.
     runtime: ``"elastikv"`` for architectures that have a file in ``models/``, ``"transformers"`` for folders of others,
     ``"llama.cpp"`` for any GGUF that it runs; ``"auto"``: the first of them that can, llama.cpp with n_gpu_layers.
@@ -78,7 +80,7 @@ class LLM:
         kv_dynamic: bool = True,
         kv_growth: str | None = None,
         kv_initial: int = 256,
-        kv_budget: str | int | None = "auto",
+        kv_budget: str | int | SharedBudget | None = "auto",
         kv_storage: str = "auto",
         kv_dtype: str | torch.dtype | tuple[str | torch.dtype, str | torch.dtype] = "f16",
         runtime: str = "auto",
@@ -112,11 +114,12 @@ class LLM:
         arguments.instance("model", model, (str, Path, type(None)), "the path of a folder or a GGUF file")
         self.path = local_path(model)
         self.events = EventLog(clock)
-        self.budget = Budget.parse(kv_budget)
+        self._shared = kv_budget if isinstance(kv_budget, SharedBudget) else SharedBudget(kv_budget)
+        self.budget = self._shared.budget
         self._runtime = load(
             self.path,
             memory_options,
-            self.budget,
+            self._shared,
             n_ctx,
             n_ubatch,
             self.events,
@@ -133,12 +136,11 @@ class LLM:
         self.n_batch = n_batch
         self.n_ubatch = n_ubatch
         self._n_threads = n_threads
-        self._lock = threading.RLock()
         self._of_thread = threading.local()
         self._is_closed = False
         self.tokenizer = self._runtime.tokenizer
         self.cost = self._runtime.cost
-        self._scheduler = Scheduler(self._runtime, self.budget, options, self.events, n_batch=n_batch, clock=clock)
+        self._scheduler = Scheduler(self._runtime, self._shared, options, self.events, n_batch=n_batch, clock=clock)
 
     # Everything that computes or commits memory goes through these two.
 
@@ -257,13 +259,14 @@ class LLM:
     def step(self) -> None:
         """Compute once for all that was submitted."""
         with self.turn():
-            self.scheduler.step()
+            was_idle = not self.scheduler.step() and self.scheduler.has_work
+        self._shared.pass_on(was_idle=was_idle)
 
     def abort(self, *requests: Request) -> None:
         """End what was submitted; the sessions stay for the next turn. What has ended is left as it is."""
         if forks.is_stranded():
             return
-        with self._lock:
+        with self._shared.turn():
             for request in requests:
                 self._scheduler.abort(request)
 
@@ -352,7 +355,7 @@ class LLM:
         """End everything; idle sessions are parked if there is a place. May be called again."""
         if forks.is_stranded():  # memory and parked sessions are the parent's
             return
-        with self._lock:
+        with self._shared.turn():
             self._scheduler.close()
             self._runtime.close()
             self._is_closed = True
@@ -369,16 +372,18 @@ class LLM:
     def turn(self) -> Iterator[None]:
         """Nobody else computes or changes memory meanwhile. Raises EngineClosed."""
         self._require_open()
-        with self._lock:
+        with self._shared.turn():
             self._require_open()
             self._set_threads()
             yield
 
     def _step_for(self, request: Request) -> None:
         """A step for everybody, unless another thread's step has ended this request meanwhile."""
+        was_idle = False
         with self.turn():
-            if not request.finished:
-                self.scheduler.step()
+            if not request.finished and not self.scheduler.step() and not request.finished:
+                was_idle = not self._shared.step_others(self.scheduler.store)
+        self._shared.pass_on(was_idle=was_idle)
 
     def _enqueue(self, request: Request) -> None:
         """Put it in the queue; as long as there is no place, compute for those that are in it."""
@@ -388,8 +393,8 @@ class LLM:
                 is_queued = self.scheduler.has_place
                 if is_queued:
                     self.scheduler.enqueue(request)
-                else:
-                    self.scheduler.step()
+            if not is_queued:
+                self.step()
 
     def _set_threads(self) -> None:
         """The number of cores is a setting of each thread that computes."""

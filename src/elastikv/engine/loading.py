@@ -12,9 +12,10 @@ import torch
 from elastikv.arguments import MOST, instance, whole_number
 from elastikv.engine.events import EventLog
 from elastikv.engine.sessions import FIRST_SEQ_ID
+from elastikv.engine.sharing import SharedBudget
 from elastikv.errors import InvalidRequest
 from elastikv.kernels.base import AttentionPrecision
-from elastikv.memory import Budget, MemoryOptions, ResizeEvent
+from elastikv.memory import MemoryOptions, ResizeEvent
 from elastikv.memory.formats import FORMATS
 from elastikv.memory.storage import StorageKind
 from elastikv.runtimes import find
@@ -30,7 +31,7 @@ _TYPE_NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 def load(
     path: Path,
     memory: dict[str, Any],
-    budget: Budget,
+    shared: SharedBudget,
     n_ctx: int | None,
     n_ubatch: int,
     events: EventLog,
@@ -64,7 +65,8 @@ def load(
     return source.load(
         RuntimeOptions(
             memory=memory_options,
-            budget=budget,
+            budget=shared.budget,
+            make_room_for=shared.make_room_for,
             n_ubatch=n_ubatch,
             device=device,
             dtype=dtype,

@@ -20,11 +20,11 @@ from elastikv.engine.params import SamplingParams
 from elastikv.engine.policy import Chunk, plan_step
 from elastikv.engine.requests import Request
 from elastikv.engine.sampling import BreakersOfTokenizer
-from elastikv.engine.sessions.store import NONE_LEFT, SessionStore
+from elastikv.engine.sessions.store import SessionStore
+from elastikv.engine.sharing import NONE_LEFT, SharedBudget
 from elastikv.engine.speculation import Speculation
 from elastikv.engine.stats import EngineStats, SessionInfo, Totals, session_infos
 from elastikv.errors import CacheFull, ElastikvError, EngineClosed, QueueFull
-from elastikv.memory import Budget
 from elastikv.runtimes.base import Runtime
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Scheduler:
     def __init__(
         self,
         runtime: Runtime,
-        budget: Budget,
+        shared: SharedBudget,
         options: SchedulerOptions,
         events: EventLog,
         *,
@@ -55,6 +55,7 @@ class Scheduler:
         self.events = events
         self._runtime = runtime
         self._memory = runtime.memory
+        self._shared = shared
         self._tokenizer = runtime.tokenizer
         self.eos_token_ids = tuple(sorted({*runtime.tokenizer.eos_token_ids, *runtime.model.info.eos_token_ids}))
         self._n_batch = n_batch
@@ -63,16 +64,16 @@ class Scheduler:
         self._requests: list[Request] = []  # in the order of their arrival, until they are retired
         self._n_requests = 0
         self._is_torn = False
-        self._is_admission_held = False
         self.totals = Totals()
         self._seconds_per_request = 1.0
 
         info = runtime.model.info
-        self.store = SessionStore(self._memory, options, events, info.fingerprint, clock)
+        self.store = SessionStore(self._memory, runtime.cost, shared, options, events, info.fingerprint, clock)
         self.constraints = ConstraintCompiler(self._tokenizer, info.n_vocab, self.eos_token_ids)
         self._breakers = BreakersOfTokenizer(self._tokenizer)
         self._speculation = Speculation(self._memory, options)
-        self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, budget, self.store)
+        self._admission = Admission(info.n_vocab, self._memory.n_ctx, runtime.cost, shared)
+        shared.join(self)
 
     # What callers do
 
@@ -146,8 +147,8 @@ class Scheduler:
                 request.fail(error)
                 self._retire(request)
 
-    def step(self) -> None:
-        """Compute once for everybody who runs."""
+    def step(self) -> bool:
+        """Compute once for everybody who runs; False if nobody could: all wait for memory that others hold."""
         with self._operation():
             self.tend()
             self._admit()
@@ -156,15 +157,16 @@ class Scheduler:
             self._sample(chunks, logits)
             self._speculation.settle()
             self._retire_finished()
+        return bool(chunks)
 
     def make_room_for(self, work: Callable[[], T]) -> T:
         """Do ``work``; as long as it is refused, let idle sessions go and try again. Raises the last CacheFull."""
         with self._operation():
-            return self.store.make_room_for(work)
+            return self._shared.make_room_for(work, self.store)
 
     def memory_changed(self) -> None:
         """The caller has given back memory or raised the budget: preempted requests may try again."""
-        self._is_admission_held = False
+        self._shared.memory_returned()
 
     def seconds_until_due(self) -> float | None:
         """When ``step`` has something to do for idle sessions, if no request comes; None: never."""
@@ -196,6 +198,7 @@ class Scheduler:
         """End all requests; idle sessions are parked if there is a place."""
         self._abort_all()
         self.release_idle()
+        self._shared.leave(self)
 
     def release_idle(self) -> None:
         """The memory of idle sessions is given back; they are parked if there is a place."""
@@ -248,18 +251,18 @@ class Scheduler:
     def _may_start(self, request: Request) -> bool:
         """Nobody starts only to be preempted again, or to compute what another is just computing."""
         running = self._running
-        if not running:
+        if not running and not self._shared.more_may_come(self.store):
             return True
-        if self._is_admission_held or self.store.awaits_prompt(request, running):
+        if self._shared.is_admission_held or self.store.awaits_prompt(request, running):
             return False
-        return self._admission.fits_now(request, [(len(other.token_ids), self._n_held(other)) for other in running])
+        return self._admission.fits_now(request)
 
     def _decode(self) -> tuple[list[Chunk], np.ndarray | None]:
         """What could be computed, and float32 logits ``[n, n_vocab]`` of the chunks that complete their request.
 
         Each of those has a row, and one more for every token of its draft.
         """
-        concessions = itertools.chain(self._speculation.concessions(), self.store.concessions())
+        concessions = itertools.chain(self._speculation.concessions(), self._shared.concessions(self.store))
         while chunks := self._plan():
             try:
                 return chunks, self._runtime.decode(Batch(chunk.entry for chunk in chunks)).numpy()
@@ -279,7 +282,7 @@ class Scheduler:
     def _give_way(self, refusal: CacheFull) -> None:
         """The youngest goes back to wait. One that is alone and refused has all there is: it ends early."""
         *others, youngest = self._running
-        if others:
+        if others or self._shared.ask_for_more(self.store):
             self._preempt(youngest)
         else:
             youngest.cut(refusal, self._clock())
@@ -288,7 +291,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Its cells go; its tokens are computed again, or restored, once another request has ended."""
         self.store.preempt(request)
-        self._is_admission_held = True
+        self._shared.is_admission_held = True
 
     def _keep_checkpoints(self, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:
@@ -332,7 +335,7 @@ class Scheduler:
     def _retire(self, request: Request) -> None:
         """Its session becomes idle: the cells stay until their memory is wanted. Interrupted, it is done again."""
         self.store.release(request)
-        self._is_admission_held = False
+        self._shared.is_admission_held = False
         self._requests.remove(request)
         self.totals.count(request.timings(self._clock()))
 

@@ -223,7 +223,7 @@ class HybridMemory(Memory):
         for seq_id in self.seq_ids():
             assert self.attention.seq_pos_max(seq_id) == self.recurrent.seq_pos_max(seq_id)
         committed = self.attention.committed_bytes + self.recurrent.committed_bytes
-        assert self.budget.kv_bytes == committed, "the budget disagrees with what is committed"
+        assert self.budget.kv_bytes >= committed, "the budget does not count all that is committed"
 
     def _reconcile(self) -> None:
         """An operation that was interrupted between the halves: what they disagree about is forgotten."""

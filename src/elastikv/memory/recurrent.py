@@ -305,7 +305,7 @@ class RecurrentMemory(Memory):
     @override
     def check(self) -> None:
         self.check_parts()
-        assert self.budget.kv_bytes == self.committed_bytes, "the budget disagrees with the buffers"
+        assert self.budget.kv_bytes >= self.committed_bytes, "the budget does not count all buffers"
 
     def check_parts(self) -> None:
         """Every invariant but the budget's, which others may share."""

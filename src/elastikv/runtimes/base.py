@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,21 @@ from elastikv.memory.base import Memory
 from elastikv.models.base import ModelInfo, Output
 from elastikv.weights.tokenizer import Tokenizer
 
+T = TypeVar("T")
+
+
+class MakeRoomFor(Protocol):
+    """Does what commits memory; after a CacheFull again, if others have made way."""
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Returns what ``work`` returns, or raises its last CacheFull."""
+        ...
+
+
+def in_what_is_left(work: Callable[[], T]) -> T:
+    """Nobody makes way."""
+    return work()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeOptions:
@@ -27,6 +42,7 @@ class RuntimeOptions:
     n_ubatch: tokens computed at once. device, dtype, quantize, kernels, attention_precision, n_gpu_layers: see
     ``LLM``. n_threads: None leaves torch's setting.
     progress: called while loading with bytes read and bytes in all.
+    make_room_for: does what commits memory while loading.
     """
 
     memory: MemoryOptions
@@ -40,6 +56,7 @@ class RuntimeOptions:
     n_gpu_layers: int = 0
     n_threads: int | None = None
     progress: Callable[[int, int], None] | None = None
+    make_room_for: MakeRoomFor = in_what_is_left
 
 
 class Described(Protocol):

@@ -109,7 +109,7 @@ def open_runtime(
     memory = replace(options.memory, rotate=model.rotate_k, device=str(model.device))
     workspace = Workspace(model, options.budget, options.n_ubatch)
     # Growth policies give way to what is left; so the buffers come first, and cells get the rest.
-    workspace.reserve(min(memory.initial, memory.n_ctx))
+    options.make_room_for(lambda: workspace.reserve(min(memory.initial, memory.n_ctx)))
     return make(
         model,
         make_memory(model.memory_layers, memory, options.budget),

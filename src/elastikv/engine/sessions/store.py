@@ -8,38 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from elastikv.engine.events import EventLog
 from elastikv.engine.options import SchedulerOptions
 from elastikv.engine.sessions.files import SessionFiles
 from elastikv.engine.sessions.prefix import WORTH_SHARING, Reuse, best_reuse, common_prefix
 from elastikv.engine.sessions.session import Owner, Session, SessionState
+from elastikv.engine.sharing import SharedBudget
 from elastikv.errors import CacheFull, InvalidRequest
+from elastikv.memory import Cost
 from elastikv.memory.base import Memory
 from elastikv.memory.snapshot import load_sequence, save_sequence
-
-T = TypeVar("T")
-
-NONE_LEFT = object()
-"""What ``next(store.concessions(), NONE_LEFT)`` gives when there is nothing to give back any more."""
 
 
 class SessionStore:
     """All sessions that hold something: running, idle, or parked on disk.
 
-    fingerprint: of the model, for files; clock: seconds. Raises OSError where ``options.park_dir`` cannot be made.
+    shared: the budget of ``memory``, which other models' sessions may be under as well. fingerprint: of the model, for
+    files; clock: seconds. Raises OSError where ``options.park_dir`` cannot be made.
     """
 
     def __init__(
         self,
         memory: Memory,
+        cost: Cost,
+        shared: SharedBudget,
         options: SchedulerOptions,
         events: EventLog,
         fingerprint: str,
         clock: Callable[[], float],
     ) -> None:
         self._memory = memory
+        self._cost = cost
+        self._shared = shared
         self._options = options
         self._events = events
         self._fingerprint = fingerprint
@@ -77,6 +78,11 @@ class SessionStore:
         """Sessions whose cells are on disk, the longest unused first."""
         return self._in_state("parked")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether any request runs."""
+        return bool(self._in_state("running"))
+
     def n_held(self, session: Session) -> int:
         """How many of its tokens have cells."""
         return self._memory.n_tokens(session.seq_id)
@@ -85,6 +91,14 @@ class SessionStore:
         """What parking every idle session would give back."""
         idle = {session.seq_id for session in self.idle()}
         return sum(sequence.committed_bytes for sequence in self._memory.stats().sequences if sequence.seq_id in idle)
+
+    def promised_bytes(self) -> int:
+        """What the tokens of running sessions need that have no cells yet; what they generate is not foreseen."""
+        least, total = self._cost.least_bytes, 0
+        for session in self._in_state("running"):
+            n_held = self.n_held(session)
+            total += least(len(session.token_ids)) - (least(n_held) if n_held else 0)
+        return total
 
     # From a request's start to its end
 
@@ -162,7 +176,7 @@ class SessionStore:
         assert files is not None
         assert path is not None
         try:
-            restored = self.make_room_for(lambda: files.read(session))
+            restored = self._shared.make_room_for(lambda: files.read(session), self)
         except CacheFull:
             return False
         if not restored:
@@ -184,23 +198,13 @@ class SessionStore:
         if n_cells and not is_parked:
             self._events.add("release", session.id, n_cells=n_cells, n_bytes=n_bytes)
 
-    def concessions(self) -> Iterator[None]:
-        """One step after the other that gives something back and costs no request anything."""
-        if self._memory.shrink_to_fit():
-            yield
-        while idle := self.idle():
-            self.park(idle[0])
-            yield
+    def settle(self) -> None:
+        """A decode call that was interrupted is as if it had not begun."""
+        self._memory.rollback()
 
-    def make_room_for(self, work: Callable[[], T]) -> T:
-        """Do ``work``; as long as it is refused, let idle sessions go and try again. Raises the last CacheFull."""
-        concessions = self.concessions()
-        while True:
-            try:
-                return work()
-            except CacheFull as refusal:
-                if refusal.resource == "n_ctx" or next(concessions, NONE_LEFT) is NONE_LEFT:
-                    raise
+    def shrink(self) -> int:
+        """Give back capacity that no token uses; returns the bytes."""
+        return self._memory.shrink_to_fit()
 
     def tend(self) -> None:
         """Give back what idle sessions have held for too long, and those that are too many."""
@@ -242,7 +246,9 @@ class SessionStore:
     def load(self, path: str | Path) -> int:
         """A new idle session from a file of ``save``; its number. Raises SnapshotError, OSError, CacheFull."""
         session = self.new()
-        header = self.make_room_for(lambda: load_sequence(Path(path), self._memory, session.seq_id, self._fingerprint))
+        header = self._shared.make_room_for(
+            lambda: load_sequence(Path(path), self._memory, session.seq_id, self._fingerprint), self
+        )
         session.token_ids, session.n_prompt, session.last_used = header.token_ids, header.n_prompt, self._clock()
         self._sessions[session.id], session.state = session, "idle"
         self._events.add("restore", session.id, n_cells=len(session.token_ids))

@@ -122,7 +122,7 @@ class LlamaCppRuntime:
         first = min(memory.initial, memory.n_ctx) if memory.dynamic else memory.n_ctx
         make = partial(self._make_context, memory, options.n_ubatch)
         size = ContextSize(round_up(first, CELLS), 1 if simulation.has_states else _FIRST_SEQUENCES)
-        self._contexts = GrowingContext(make, simulation.n_bytes, size, options.budget)
+        self._contexts = options.make_room_for(lambda: GrowingContext(make, simulation.n_bytes, size, options.budget))
         self.cost = LlamaCppCost(simulation, memory)
         self.memory = LlamaCppMemory(
             self._contexts, memory, options.budget, cuts_anywhere=model.cuts_anywhere, name=info.architecture
