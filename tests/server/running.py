@@ -17,6 +17,7 @@ from fake_engine import FakeAsyncLLM
 
 from elastikv.server import ServerSettings, create_app
 from elastikv.server.connections import connections
+from elastikv.server.models import Models
 
 
 class RunningServer:
@@ -49,11 +50,12 @@ def running(
     load: Callable[[], Any] | None = None,
     load_failed: Callable[[BaseException], None] | None = None,
     port: int = 0,
+    models: Models | None = None,
     **settings: Any,
 ) -> Iterator[RunningServer]:
-    """Serve ``engine`` on ``port``, or a free one; ``load`` instead of it to watch the loading."""
+    """Serve ``engine``, or ``models``, on ``port``, or a free one; ``load`` instead of it to watch the loading."""
     told = ServerSettings(**settings)
-    app = create_app(told, load or (lambda: engine), load_failed)
+    app = create_app(told, models or load or (lambda: engine), load_failed)
     http = connections(told.timeout)
     config = uvicorn.Config(app, port=port, http=http, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from fake_engine import FakeAsyncLLM
 from running import running, wait_for
 
 from elastikv.errors import CorruptFile
+from elastikv.server.models import Models, ServedModel
 
 
 def test_it_answers_while_the_model_loads() -> None:
@@ -17,17 +19,20 @@ def test_it_answers_while_the_model_loads() -> None:
         loaded.wait(10)
         return engine
 
-    with running(engine, load=load) as server:
-        for response in (server.http.get("/health"), server.post("/v1/completions", prompt="x")):
+    with running(engine, load=load) as server, ThreadPoolExecutor() as beside:
+        for path in ("/health", "/v1/models", "/props", "/slots", "/memory"):
+            response = server.http.get(path)
             assert response.status_code == 503
             assert response.json()["error"]["type"] == "unavailable_error"
             assert response.headers["retry-after"] == "1"
         assert server.http.get("/metrics").status_code == 200
         assert server.http.get("/").status_code == 200
+        answer = beside.submit(server.post, "/v1/completions", prompt="x")
+        assert not wait([answer], timeout=0.2).done, "what is to be computed waits for the model"
         loaded.set()
+        assert answer.result().status_code == 200
         wait_for(lambda: server.http.get("/health").status_code == 200)
         assert engine.started
-        assert server.post("/v1/completions", prompt="x").status_code == 200
 
 
 def test_a_model_that_cannot_be_loaded_is_reported() -> None:
@@ -56,7 +61,7 @@ def test_the_engine_is_closed_at_the_end(engine: FakeAsyncLLM) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/gpt"])
 def test_the_alias_is_the_models_name(engine: FakeAsyncLLM, path: str) -> None:
-    with running(engine, alias="gpt") as server:
+    with running(engine, models=Models([ServedModel(lambda: engine, "gpt")])) as server:
         answer = server.http.get(path).json()
         model = answer["data"][0] if "data" in answer else answer
         assert model["id"] == "gpt"

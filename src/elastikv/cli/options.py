@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,13 @@ RUNTIMES = ("auto", "elastikv", "transformers", "llama.cpp")
 QUANTS = ("none", "q8_0", "q4_0")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-m``, the sizes of a run, and what the KV cache may do."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """``-m``, the sizes of a run, and what the KV cache may do. several: see ``each_model``."""
     model = parser.add_argument_group("model")
-    add_source_arguments(model, "Hugging Face folder or GGUF file")
+    if several:
+        _add_sources_arguments(model)
+    else:
+        add_source_arguments(model, "Hugging Face folder or GGUF file")
     model.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads; none: all cores")
     model.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
     model.add_argument("-ub", "--ubatch-size", type=int, default=512, metavar="N", help="tokens computed at once")
@@ -63,6 +67,31 @@ def add_source_arguments(group: argparse._ArgumentGroup, kinds: str) -> None:
         metavar="NAME",
         help="user/repo[:quant] of the Hugging Face Hub, fetched unless its cache has it; see elastikv pull",
     )
+
+
+def _add_sources_arguments(group: argparse._ArgumentGroup) -> None:
+    for flags, name, what in (
+        (("-m", "--model"), "model", "Hugging Face folder or GGUF file; none: the demo model"),
+        (("-hf", "-hfr", "--hf-repo"), "hf_repo", "user/repo[:quant] of the Hugging Face Hub, see elastikv pull"),
+    ):
+        group.add_argument(
+            *flags,
+            dest="sources",
+            action="append",
+            type=partial(_source, name),
+            metavar="PATH" if name == "model" else "NAME",
+            help=f"{what}; repeatable",
+        )
+
+
+def _source(name: str, text: str) -> dict[str, str | None]:
+    return {"model": None, "hf_repo": None, name: text}
+
+
+def each_model(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments of each model that ``-m`` and ``-hf`` name, as if it were the only one."""
+    sources = args.sources or [{"model": None, "hf_repo": None}]  # the demo model
+    return [argparse.Namespace(**{**vars(args), **source}) for source in sources]
 
 
 def hub_model(name: str) -> HubModel:

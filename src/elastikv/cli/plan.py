@@ -88,7 +88,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     for tokens in _tokens_asked(args.at, n_ctx):
         cells = cost.n_cells(tokens, args.batch_size)
         rows.append(Row(tokens, cells, (cost.n_bytes(tokens, cells) - cost.state_bytes) * args.parallel))
-    weights = _weight_bytes(path)
+    weights = weight_bytes(path)
     available = Budget.parse(args.kv_budget).left()
     return Plan(
         model=config.name,
@@ -118,7 +118,7 @@ def _tokens_asked(text: str | None, n_ctx: int) -> list[int]:
     return tokens
 
 
-def _weight_bytes(path: Path) -> int:
+def weight_bytes(path: Path) -> int:
     """Size of the weight files beside the configuration; 0 where there are none."""
     if path.suffix == ".gguf":
         return path.stat().st_size

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import socket
 import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +18,13 @@ from elastikv.cli.options import (
     add_model_arguments,
     add_sampling_arguments,
     add_speculation_arguments,
+    each_model,
     llm_from_args,
+    model_path,
     sampling_from_args,
     scheduler_from_args,
 )
+from elastikv.cli.plan import weight_bytes
 from elastikv.errors import InvalidRequest
 from elastikv.memory.growth import parse_size
 
@@ -25,7 +32,9 @@ if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
     from elastikv.engine.llm import LLM
     from elastikv.engine.options import SchedulerOptions
+    from elastikv.engine.sharing import SharedBudget
     from elastikv.server import ServerSettings
+    from elastikv.server.models import Models
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     http.add_argument(
         "--cors-origin", metavar="ORIGINS", help="pages of these origins may use it, such as https://x.org"
     )
-    http.add_argument("-a", "--alias", metavar="NAME", help="what the model is called; none: what it calls itself")
+    http.add_argument(
+        "-a",
+        "--alias",
+        metavar="NAME",
+        action="append",
+        help="what the model is called; none: what it calls itself, or with several -m their files; one for each -m",
+    )
     http.add_argument(
         "-to",
         "--timeout",
@@ -84,8 +99,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sessions.add_argument(
         "--prefix-reuse", action=argparse.BooleanOptionalAction, default=True, help="keep what prompts have in common"
     )
+    several = parser.add_argument_group("several models (-m A -m B), which share --kv-budget")
+    several.add_argument(
+        "--model-load", choices=("start", "use"), default="start", help="when models are loaded: as many as fit at once"
+    )
+    several.add_argument(
+        "--model-idle",
+        type=float,
+        metavar="SECONDS",
+        help="unload a model that was unused for so long; none: never",
+    )
+    several.add_argument("--models-max", type=int, metavar="N", help="loaded at once; none: what memory holds")
     add_speculation_arguments(parser)
-    add_model_arguments(parser)
+    add_model_arguments(parser, several=True)
     add_sampling_arguments(parser, n_predict=-1, title="sampling, where a request is silent")
 
 
@@ -94,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     from elastikv.server import Server, create_app
 
     settings = settings_from_args(args)
-    scheduling = scheduling_from_args(args)
+    models = models_from_args(args)
     _allow_connections(args.max_queue)
     listener = _listen(settings)
     failures: list[BaseException] = []
@@ -103,17 +129,51 @@ def run(args: argparse.Namespace) -> int:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, lambda: _load_engine(args, scheduling), load_failed)
-    server = Server(app)
+    server = Server(create_app(settings, models, load_failed))
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    if app.state.server.engine is None:
+    if models.is_loading:
         # A thread still loads. An interpreter that ends under C++ code which waits for it is aborted (SIGABRT).
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def models_from_args(args: argparse.Namespace) -> Models:
+    """All that ``-m`` and ``-hf`` name, under one budget; none is loaded yet. Raises InvalidRequest, ModelError."""
+    from elastikv.engine.sharing import SharedBudget
+    from elastikv.server.models import Models, ServedModel
+
+    if args.model_idle is not None and not args.model_idle > 0:
+        raise InvalidRequest(f"--model-idle must be above 0, got {args.model_idle:g}; leave it out for never")
+    if args.models_max is not None and args.models_max < 1:
+        raise InvalidRequest(f"--models-max must be at least 1, got {args.models_max}")
+    each = each_model(args)
+    names = _model_names(args.alias or [], each)
+    shared = SharedBudget(args.kv_budget)
+    served = []
+    for name, alone in zip(names, each, strict=True):
+        # With one model, what is wrong with it shows when it is loaded, which is at once.
+        n_bytes = weight_bytes(model_path(alone)) if len(each) > 1 and alone.hf_repo is None else 0
+        scheduling = scheduling_from_args(args, None if len(each) == 1 else name)
+        served.append(ServedModel(partial(_load_engine, alone, scheduling, shared), name, n_bytes))
+    return Models(served, shared, load=args.model_load, idle_seconds=args.model_idle, most=args.models_max)
+
+
+def _model_names(aliases: Sequence[str], each: Sequence[argparse.Namespace]) -> list[str | None]:
+    """What clients call them. One that is alone may tell it itself, once it is loaded."""
+    if aliases and len(aliases) != len(each):
+        raise InvalidRequest(f"there are {len(each)} models and {len(aliases)} names (-a); give each its own, in order")
+    if aliases or len(each) == 1:
+        names: list[str | None] = list(aliases) or [None]
+    else:
+        names = [alone.hf_repo or Path(alone.model).resolve().name.removesuffix(".gguf") for alone in each]
+    for name, n in Counter(names).items():
+        if n > 1:
+            raise InvalidRequest(f"{n} models are called {name}; name each of them with -a NAME, in their order")
+    return names
 
 
 def settings_from_args(args: argparse.Namespace) -> ServerSettings:
@@ -134,7 +194,6 @@ def settings_from_args(args: argparse.Namespace) -> ServerSettings:
         allowed_hosts=_allowed_hosts(args.allowed_hosts),
         cors_origins=_cors_origins(args.cors_origin),
         pooling=args.pooling,
-        alias=args.alias,
         timeout=args.timeout,
         drain=args.drain,
         max_body_bytes=parse_size(args.max_body),
@@ -167,16 +226,22 @@ def _names(flag: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (flag or "").split(",") if name.strip())
 
 
-def scheduling_from_args(args: argparse.Namespace) -> SchedulerOptions:
-    """Raises InvalidRequest."""
-    _make_folder("--kv-park", args.kv_park)
+def scheduling_from_args(args: argparse.Namespace, name: str | None = None) -> SchedulerOptions:
+    """name: of a model that is not the only one: its sessions are parked in a folder of its own.
+
+    Raises InvalidRequest.
+    """
+    park_dir = args.kv_park
+    if park_dir is not None and name is not None:
+        park_dir /= re.sub(r"[^\w.-]+", "_", name)
+    _make_folder("--kv-park", park_dir)
     return scheduler_from_args(
         args,
         n_parallel=args.parallel,
         max_queue=args.max_queue,
         idle_release_seconds=args.kv_idle_release,
         idle_drop_seconds=args.kv_idle_drop,
-        park_dir=args.kv_park,
+        park_dir=park_dir,
         prefix_reuse=args.prefix_reuse,
     )
 
@@ -230,10 +295,10 @@ def _allow_connections(n_waiting: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _load_engine(args: argparse.Namespace, scheduling: SchedulerOptions) -> AsyncLLM:
+def _load_engine(args: argparse.Namespace, scheduling: SchedulerOptions, shared: SharedBudget) -> AsyncLLM:
     from elastikv.engine.async_llm import AsyncLLM
 
-    llm = llm_from_args(args, scheduler=scheduling)
+    llm = llm_from_args(args, scheduler=scheduling, kv_budget=shared)
     _warm_up(llm)
     return AsyncLLM(llm)
 

@@ -16,12 +16,12 @@ from elastikv.server.description import content, errors
 from elastikv.server.figures import warnings_of
 from elastikv.server.generation import Step
 from elastikv.server.replies import answer, midway_error
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, used_model
 from elastikv.server.streaming import named_event
 
 router = APIRouter()
 
-State = Annotated[ServerState, Depends(ready_state)]
+State = Annotated[ModelState, Depends(used_model)]
 
 
 @router.post("/v1/messages", response_model=None, responses=errors(429) | content("text/event-stream"))
@@ -42,7 +42,7 @@ async def count_tokens(body: CountRequest, state: State) -> dict[str, int]:
 class MessageReply:
     """A message of blocks, whole or as the events of a stream."""
 
-    def __init__(self, state: ServerState, chat: Chat, warning: dict[str, str]) -> None:
+    def __init__(self, state: ModelState, chat: Chat, warning: dict[str, str]) -> None:
         self._id = f"msg_{uuid.uuid4().hex}"
         self._model = state.model_name
         (self._job,) = chat.jobs

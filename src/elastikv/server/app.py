@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -29,15 +27,11 @@ from elastikv.server import (
     tokenize,
 )
 from elastikv.server.limits import LimitClient, OneLength, RequireKey
+from elastikv.server.models import LoadEngine, Models, ServedModel
 from elastikv.server.observing import ObserveRequests, log_request
 from elastikv.server.origins import RefuseCrossSite, RequireHost
 from elastikv.server.settings import ServerSettings
-from elastikv.server.state import ServerState, in_daemon_thread
-
-if TYPE_CHECKING:
-    from elastikv.engine.async_llm import AsyncLLM
-
-logger = logging.getLogger(__name__)
+from elastikv.server.state import ServerState
 
 _ROUTES = (
     info,
@@ -53,27 +47,28 @@ _ROUTES = (
     metrics,
 )
 
-LoadEngine = Callable[[], "AsyncLLM"]
 LoadFailed = Callable[[BaseException], None]
 
 
-def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: LoadFailed | None = None) -> FastAPI:
-    """An app that answers at once and loads its model in the background.
+def create_app(settings: ServerSettings, models: Models | LoadEngine, load_failed: LoadFailed | None = None) -> FastAPI:
+    """An app that answers at once and loads its models in the background.
 
-    ``load_engine`` runs in a thread; what it raises is handed to ``load_failed``.
+    models: or what makes the engine of the only one, in a thread.
+    load_failed: is handed what loading at the start raises.
     """
-    state = ServerState(settings)
+    if not isinstance(models, Models):
+        models = Models([ServedModel(models)])
+    state = ServerState(settings, models)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(_load(state, load_engine, load_failed))
+        opening = asyncio.create_task(_open(models, load_failed))
         try:
             yield
         finally:
-            loading.cancel()
-            if state.engine is not None:
-                # The web server has drained the requests already; what is left is parked or dropped.
-                await state.engine.close()
+            opening.cancel()
+            # The web server has drained the requests already; what is left is parked or dropped.
+            await models.close()
 
     # The interactive documentation would load scripts from elsewhere: only the description is served.
     app = FastAPI(
@@ -109,14 +104,10 @@ def create_app(settings: ServerSettings, load_engine: LoadEngine, load_failed: L
     return app
 
 
-async def _load(state: ServerState, load_engine: LoadEngine, load_failed: LoadFailed | None) -> None:
+async def _open(models: Models, load_failed: LoadFailed | None) -> None:
     try:
-        engine = await in_daemon_thread(load_engine)
-        await engine.start()
+        await models.open()
     except Exception as error:  # whatever it was, the owner of the process has to hear of it
         if load_failed is None:
             raise
         load_failed(error)
-    else:
-        state.engine = engine
-        logger.info("%s", info.ready_line(state))

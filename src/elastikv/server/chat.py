@@ -17,7 +17,7 @@ from elastikv.server.errors import APIError
 from elastikv.server.forms import form_params
 from elastikv.server.generation import Job, make_jobs, sampling_params
 from elastikv.server.prompts import chat_prompt, check_chat
-from elastikv.server.state import ServerState
+from elastikv.server.state import ModelState
 from elastikv.server.tools import check_tools, forced_calls, offered_tools
 from elastikv.weights.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ class Chat:
         return MessageParser(self.template, self.prefix, head=self.head, tools=self.tools, hides_thoughts=hides)
 
 
-async def make_chat(body: ChatRequest, state: ServerState) -> Chat:
+async def make_chat(body: ChatRequest, state: ModelState) -> Chat:
     """Check a request and write its prompt. Raises APIError, InvalidRequest."""
     check_chat(body, state)
     check_tools(body)

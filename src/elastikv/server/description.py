@@ -13,8 +13,9 @@ _MEANINGS = {
     400: "A wrong value, named in `param`, or what is not supported",
     401: "The server asks for a key, and this one is missing or wrong",
     403: "A page of another site asked, or the Host is not the server's",
-    404: "There is no such thing",
+    404: "There is no such thing, or no model of this name",
     408: "The body did not arrive in time",
+    409: "It is in use",
     413: "The body is larger than `--max-body`",
     415: "The body does not say that it is JSON",
     429: "Too many requests wait already; `Retry-After` says when to come again",
@@ -22,7 +23,7 @@ _MEANINGS = {
     503: "The model is still loading",
     "default": "The server made a mistake",
 }
-_WITH_BODY = (400, 408, 413, 415)
+_WITH_BODY = (400, 404, 408, 413, 415)
 
 
 class ErrorDetail(BaseModel):

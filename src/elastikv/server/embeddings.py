@@ -13,12 +13,12 @@ from elastikv.server.errors import APIError, not_supported
 from elastikv.server.llama_schemas import EmbeddingRequest
 from elastikv.server.prompts import mixed_prompts
 from elastikv.server.schemas import EmbeddingsRequest
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, used_model
 from elastikv.server.streaming import while_connected
 
 router = APIRouter()
 
-State = Annotated[ServerState, Depends(ready_state)]
+State = Annotated[ModelState, Depends(used_model)]
 
 
 @router.post("/v1/embeddings")
@@ -54,7 +54,7 @@ async def embedding(body: EmbeddingRequest, request: Request, state: State) -> l
     return [{"index": index, "embedding": [vector]} for index, vector in enumerate(vectors)]
 
 
-async def _embed(state: ServerState, prompts: Sequence[list[int]], *, normalize: bool) -> list[list[float]]:
+async def _embed(state: ModelState, prompts: Sequence[list[int]], *, normalize: bool) -> list[list[float]]:
     engine, pooling = state.ready_engine(), state.settings.pooling
     return [await engine.embed(prompt, pooling=pooling, normalize=normalize) for prompt in prompts]
 

@@ -22,6 +22,7 @@ from elastikv.errors import (
     ElastikvError,
     EngineClosed,
     InvalidRequest,
+    ModelError,
     PromptTooLong,
     QueueFull,
     SnapshotError,
@@ -107,6 +108,8 @@ def from_elastikv(error: ElastikvError) -> APIError:
         return unavailable(message)
     if isinstance(error, InvalidRequest | SnapshotError):
         return APIError(400, message)
+    if isinstance(error, ModelError):
+        return APIError(400, message, type="server_error", param="model", code="model_not_loaded")
     logger.error("unexpected refusal: %s", message)
     return APIError(500, message, type="server_error")
 

@@ -14,7 +14,7 @@ from elastikv.engine.params import SamplingParams
 from elastikv.errors import GenerationCut, InvalidRequest
 from elastikv.server.errors import APIError
 from elastikv.server.schemas import GenerationRequest
-from elastikv.server.state import ServerState
+from elastikv.server.state import ModelState
 
 SAMPLING_SETTINGS = (
     "temperature",
@@ -100,7 +100,7 @@ def _check_alone(param: str, name: str, value: Any) -> None:
         raise APIError(400, str(error).replace(name, param, 1), param=param) from error
 
 
-async def generate(state: ServerState, jobs: Sequence[Job]) -> AsyncIterator[Step]:
+async def generate(state: ModelState, jobs: Sequence[Job]) -> AsyncIterator[Step]:
     """Steps of all jobs as they come. The first refusal ends all; closing the iterator aborts them."""
     arrived: asyncio.Queue[Step | BaseException] = asyncio.Queue()
     tasks = [asyncio.create_task(_run_job(state, index, job, arrived)) for index, job in enumerate(jobs)]
@@ -118,7 +118,7 @@ async def generate(state: ServerState, jobs: Sequence[Job]) -> AsyncIterator[Ste
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _run_job(state: ServerState, index: int, job: Job, arrived: asyncio.Queue[Step | BaseException]) -> None:
+async def _run_job(state: ModelState, index: int, job: Job, arrived: asyncio.Queue[Step | BaseException]) -> None:
     started = last = time.perf_counter()
     n_seen = 0
     try:

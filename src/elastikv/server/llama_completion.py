@@ -18,12 +18,12 @@ from elastikv.server.llama_schemas import InfillRequest, LlamaRequest
 from elastikv.server.llama_words import final, probabilities
 from elastikv.server.prompts import check_common, mixed_prompts
 from elastikv.server.replies import answer, midway_error
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, used_model
 from elastikv.server.streaming import event
 
 router = APIRouter()
 
-State = Annotated[ServerState, Depends(ready_state)]
+State = Annotated[ModelState, Depends(used_model)]
 Request_ = TypeVar("Request_", bound=LlamaRequest)
 
 
@@ -52,7 +52,7 @@ async def infill(body: InfillRequest, request: Request, state: State) -> Respons
     return await _complete(body, request, state, [token_ids])
 
 
-def _with_bias(body: Request_, state: ServerState) -> Request_:
+def _with_bias(body: Request_, state: ModelState) -> Request_:
     """The same with ``logit_bias`` as OpenAI has it: a mapping of token ids to numbers."""
     given: Any = body.logit_bias or ()
     encode, biases = state.ready_engine().llm.tokenizer.encode, {}
@@ -67,7 +67,7 @@ def _with_bias(body: Request_, state: ServerState) -> Request_:
     return body.model_copy(update={"logit_bias": biases or None})
 
 
-async def _complete(body: LlamaRequest, request: Request, state: ServerState, prompts: Sequence[list[int]]) -> Response:
+async def _complete(body: LlamaRequest, request: Request, state: ModelState, prompts: Sequence[list[int]]) -> Response:
     params = sampling_params(state.settings.sampling, body, logprobs=body.n_probs or None, form=form_params(body))
     jobs = make_jobs(prompts, params, body.n_choices)
     return await answer(request, state, jobs, LlamaReply(state, body, jobs), stream=body.stream)
@@ -76,7 +76,7 @@ async def _complete(body: LlamaRequest, request: Request, state: ServerState, pr
 class LlamaReply:
     """One object for each prompt and choice; a list of them where there are several."""
 
-    def __init__(self, state: ServerState, body: LlamaRequest, jobs: Sequence[Job]) -> None:
+    def __init__(self, state: ModelState, body: LlamaRequest, jobs: Sequence[Job]) -> None:
         self._state = state
         self._body = body
         self._jobs = jobs

@@ -10,10 +10,10 @@ from elastikv.engine.outputs import GenerationOutput, TokenLogprobs
 from elastikv.engine.params import SamplingParams
 from elastikv.server.figures import json_logprob, timings, warnings_of
 from elastikv.server.generation import SAMPLING_SETTINGS, Job, Step
-from elastikv.server.state import ServerState
+from elastikv.server.state import ModelState
 
 
-def final(state: ServerState, job: Job, step: Step) -> dict[str, Any]:
+def final(state: ModelState, job: Job, step: Step) -> dict[str, Any]:
     """What llama-server says at the end. ``id_slot``: the session, by the number that ``/slots`` has for it."""
     llm, output = state.ready_engine().llm, step.output
     assert output is not None

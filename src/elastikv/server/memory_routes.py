@@ -12,11 +12,11 @@ from pydantic import Field, model_validator
 
 from elastikv.memory.base import MemoryStats
 from elastikv.server.schemas import INT32_MAX, Body, Int, Text
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, watched_model
 
 router = APIRouter()
 
-State = Annotated[ServerState, Depends(ready_state)]
+State = Annotated[ModelState, Depends(watched_model)]
 
 
 class MemoryRequest(Body):

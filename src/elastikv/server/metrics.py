@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -20,6 +20,7 @@ from starlette.types import Scope
 from typing_extensions import override
 
 from elastikv.engine.stats import EngineStats
+from elastikv.memory.base import MemoryStats
 from elastikv.server.description import content
 from elastikv.server.llama_metrics import llama_metrics
 
@@ -72,54 +73,84 @@ class RequestMetrics:
 
 
 @router.get("/metrics", response_class=Response, responses=content("text/plain"))
-async def metrics(request: Request) -> Response:
-    """Prometheus text; while the model loads, without the engine's part."""
+async def metrics(request: Request, model: str | None = None) -> Response:
+    """Prometheus text; without the engine's part of models that are not loaded.
+
+    Where several are served, what is told of each has the label ``model``; ``?model=`` asks for one, as if it were
+    the only one.
+    """
     state = request.app.state.server
     text = generate_latest(state.metrics.registry)
-    if state.engine is not None:
-        stats = await state.engine.stats()
+    asked = state.models.all if model is None else [state.models.find(model)]
+    stats = {each.name: await engine.stats() for each in asked if (engine := each.engine) is not None}
+    if stats:
         registry = CollectorRegistry()
-        registry.register(_EngineCollector(stats))
-        text += generate_latest(registry) + llama_metrics(stats).encode()
+        registry.register(_EngineCollector(stats, with_names=len(asked) > 1))
+        text += generate_latest(registry)
+        if len(asked) == 1:
+            text += llama_metrics(*stats.values()).encode()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST, "Process-Start-Time-Unix": str(state.started)})
 
 
 class _EngineCollector(Collector):
-    """One look at the engine, as metrics."""
+    """One look at the engines, as metrics. with_names: each has the label ``model``."""
 
-    def __init__(self, stats: EngineStats) -> None:
+    def __init__(self, stats: Mapping[str, EngineStats], *, with_names: bool) -> None:
         self._stats = stats
+        self._labels = ["model"] if with_names else []
 
     @override
     def collect(self) -> Iterator[Metric]:
-        stats, memory = self._stats, self._stats.memory
-        gauges: dict[str, tuple[float, str]] = {
-            "kv_committed_bytes": (memory.committed_bytes, "Bytes of KV memory that are backed"),
-            "kv_reserved_bytes": (memory.reserved_bytes, "Address space that is only promised"),
-            "kv_peak_committed_bytes": (memory.peak_committed_bytes, "Most bytes ever backed, transients included"),
-            "kv_capacity_cells": (memory.capacity_cells, "Cells that are backed"),
-            "kv_used_cells": (memory.used_cells, "Cells that hold a token"),
-            "compute_bytes": (memory.compute_bytes, "Bytes of compute buffers"),
-            "sessions_running": (stats.n_running, "Generations that run"),
-            "sessions_waiting": (stats.n_waiting, "Generations in the queue"),
-            "sessions_idle": (stats.n_idle, "Finished sessions whose memory is kept"),
-            "sessions_parked": (stats.n_parked, "Sessions that are on disk"),
-        }
-        if memory.budget_bytes is not None:
-            gauges["kv_budget_bytes"] = (memory.budget_bytes, "Limit on KV memory and compute buffers")
-        for name, (value, text) in gauges.items():
-            yield GaugeMetricFamily(f"elastikv_{name}", text, value=value)
-        counters: dict[str, tuple[float, str]] = {
-            "kv_resizes": (memory.n_resizes, "Changes of a capacity"),
-            "kv_resize_seconds": (memory.resize_seconds, "Time spent in them"),
-            "kv_refusals": (stats.n_refusals, "Growth that was refused"),
-            "preemptions": (stats.n_preemptions, "Running generations set aside for memory"),
-            "releases": (stats.n_releases, "Memory given back by idle or preempted sessions"),
-            "parks": (stats.n_parks, "Sessions written to disk"),
-            "restores": (stats.n_restores, "Sessions read back from disk"),
-            "prompt_tokens": (stats.totals.tokens_prompt, "Prompt tokens computed"),
-            "cached_prompt_tokens": (stats.totals.tokens_cached, "Prompt tokens that were held already"),
-            "generated_tokens": (stats.totals.tokens_generated, "Tokens generated"),
-        }
-        for name, (value, text) in counters.items():
-            yield CounterMetricFamily(f"elastikv_{name}", text, value=value)
+        yield from _of_the_budget(next(iter(self._stats.values())).memory)
+        told = {name: (_gauges(stats), _counters(stats)) for name, stats in self._stats.items()}
+        for kind, n in ((GaugeMetricFamily, 0), (CounterMetricFamily, 1)):
+            for metric, (_, text) in next(iter(told.values()))[n].items():
+                family = kind(f"elastikv_{metric}", text, labels=self._labels)
+                for name, numbers in told.items():
+                    family.add_metric([name] if self._labels else [], numbers[n][metric][0])
+                yield family
+
+
+Numbers = dict[str, tuple[float, str]]
+
+
+def _of_the_budget(memory: MemoryStats) -> Iterator[Metric]:
+    """What is under one budget, of however many models."""
+    numbers: Numbers = {
+        "kv_peak_committed_bytes": (memory.peak_committed_bytes, "Most bytes ever backed, transients included"),
+        "compute_bytes": (memory.compute_bytes, "Bytes of compute buffers"),
+    }
+    if memory.budget_bytes is not None:
+        numbers["kv_budget_bytes"] = (memory.budget_bytes, "Limit on KV memory and compute buffers")
+    for name, (value, text) in numbers.items():
+        yield GaugeMetricFamily(f"elastikv_{name}", text, value=value)
+
+
+def _gauges(stats: EngineStats) -> Numbers:
+    memory = stats.memory
+    return {
+        "kv_committed_bytes": (memory.committed_bytes, "Bytes of KV memory that are backed"),
+        "kv_reserved_bytes": (memory.reserved_bytes, "Address space that is only promised"),
+        "kv_capacity_cells": (memory.capacity_cells, "Cells that are backed"),
+        "kv_used_cells": (memory.used_cells, "Cells that hold a token"),
+        "sessions_running": (stats.n_running, "Generations that run"),
+        "sessions_waiting": (stats.n_waiting, "Generations in the queue"),
+        "sessions_idle": (stats.n_idle, "Finished sessions whose memory is kept"),
+        "sessions_parked": (stats.n_parked, "Sessions that are on disk"),
+    }
+
+
+def _counters(stats: EngineStats) -> Numbers:
+    memory = stats.memory
+    return {
+        "kv_resizes": (memory.n_resizes, "Changes of a capacity"),
+        "kv_resize_seconds": (memory.resize_seconds, "Time spent in them"),
+        "kv_refusals": (stats.n_refusals, "Growth that was refused"),
+        "preemptions": (stats.n_preemptions, "Running generations set aside for memory"),
+        "releases": (stats.n_releases, "Memory given back by idle or preempted sessions"),
+        "parks": (stats.n_parks, "Sessions written to disk"),
+        "restores": (stats.n_restores, "Sessions read back from disk"),
+        "prompt_tokens": (stats.totals.tokens_prompt, "Prompt tokens computed"),
+        "cached_prompt_tokens": (stats.totals.tokens_cached, "Prompt tokens that were held already"),
+        "generated_tokens": (stats.totals.tokens_generated, "Tokens generated"),
+    }

@@ -14,7 +14,7 @@ from elastikv.server.description import content, errors
 from elastikv.server.figures import json_logprob
 from elastikv.server.generation import Step
 from elastikv.server.replies import Reply, answer
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, used_model
 
 router = APIRouter()
 
@@ -22,7 +22,7 @@ router = APIRouter()
 @router.post("/chat/completions", response_model=None, include_in_schema=False)
 @router.post("/v1/chat/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def chat_completions(
-    body: ChatRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
+    body: ChatRequest, request: Request, state: Annotated[ModelState, Depends(used_model)]
 ) -> Response:
     """A reply to a conversation, whole or as server-sent events."""
     chat = await make_chat(body, state)
@@ -31,7 +31,7 @@ async def chat_completions(
 
 @router.post("/chat/completions/input_tokens", include_in_schema=False)
 @router.post("/v1/chat/completions/input_tokens")
-async def count_tokens(body: ChatRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, Any]:
+async def count_tokens(body: ChatRequest, state: Annotated[ModelState, Depends(used_model)]) -> dict[str, Any]:
     """How many tokens the prompt of a conversation has."""
     chat = await make_chat(body, state)
     return {"object": "chat.completion.input_tokens", "input_tokens": len(chat.jobs[0].token_ids)}
@@ -44,7 +44,7 @@ class ChatReply(Reply):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, state: ServerState, body: ChatRequest, chat: Chat) -> None:
+    def __init__(self, state: ModelState, body: ChatRequest, chat: Chat) -> None:
         super().__init__(state, body, chat.jobs)
         self._parsers = [chat.parser() for _ in chat.jobs]
         self._has_called: set[int] = set()

@@ -17,14 +17,14 @@ from elastikv.server.generation import Job, Step, make_jobs, sampling_params
 from elastikv.server.prompts import check_completion, completion_prompts
 from elastikv.server.replies import Reply, answer
 from elastikv.server.schemas import CompletionRequest
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, used_model
 
 router = APIRouter()
 
 
 @router.post("/v1/completions", response_model=None, responses=errors(429) | content("text/event-stream"))
 async def completions(
-    body: CompletionRequest, request: Request, state: Annotated[ServerState, Depends(ready_state)]
+    body: CompletionRequest, request: Request, state: Annotated[ModelState, Depends(used_model)]
 ) -> Response:
     """Text that follows one or several prompts, whole or as server-sent events."""
     check_completion(body, state)
@@ -39,7 +39,7 @@ class CompletionReply(Reply):
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, state: ServerState, body: CompletionRequest, jobs: Sequence[Job]) -> None:
+    def __init__(self, state: ModelState, body: CompletionRequest, jobs: Sequence[Job]) -> None:
         super().__init__(state, body, jobs)
         self._tokenizer = state.ready_engine().llm.tokenizer
         self._echoes = bool(body.echo)

@@ -16,12 +16,12 @@ from elastikv.server.figures import news_of_figures, timings, warnings_of
 from elastikv.server.generation import Step
 from elastikv.server.replies import answer, midway_error
 from elastikv.server.responses_schemas import ResponsesRequest
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, used_model
 from elastikv.server.streaming import named_event
 
 router = APIRouter()
 
-State = Annotated[ServerState, Depends(ready_state)]
+State = Annotated[ModelState, Depends(used_model)]
 
 
 @router.post("/responses/input_tokens", include_in_schema=False)
@@ -44,7 +44,7 @@ async def responses(body: ResponsesRequest, request: Request, state: State) -> R
 class ResponsesReply:
     """Output items, whole or as the events of a stream."""
 
-    def __init__(self, state: ServerState, body: ResponsesRequest, chat: Chat, warning: dict[str, str]) -> None:
+    def __init__(self, state: ModelState, body: ResponsesRequest, chat: Chat, warning: dict[str, str]) -> None:
         self._id = f"resp_{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = state.model_name

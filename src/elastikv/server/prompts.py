@@ -23,11 +23,11 @@ from elastikv.server.schemas import (
     Prompts,
     TextPart,
 )
-from elastikv.server.state import ServerState
+from elastikv.server.state import ModelState
 from elastikv.server.tools import as_text, offered_tools
 
 
-def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> None:
+def check_token_ids(token_ids: list[int], state: ModelState, param: str) -> None:
     """Raise APIError (400) for ids that the vocabulary does not have."""
     n_vocab = state.ready_engine().llm.model.info.n_vocab
     wrong = next((token_id for token_id in token_ids if token_id >= n_vocab), None)
@@ -35,14 +35,14 @@ def check_token_ids(token_ids: list[int], state: ServerState, param: str) -> Non
         raise APIError(400, f"token {wrong} is not in the vocabulary of {n_vocab}", param=param)
 
 
-def check_common(body: GenerationRequest, state: ServerState) -> None:
+def check_common(body: GenerationRequest, state: ModelState) -> None:
     """Refuse what neither chat nor text completions can be given: raises APIError."""
     refuse_unserved(body)
     if body.logit_bias:
         check_token_ids(list(body.logit_bias), state, "logit_bias")
 
 
-def check_chat(body: ChatRequest, state: ServerState) -> None:
+def check_chat(body: ChatRequest, state: ModelState) -> None:
     """Refuse what a chat completion cannot be given: raises APIError."""
     check_common(body, state)
     if not state.ready_engine().llm.tokenizer.has_chat_template:
@@ -56,7 +56,7 @@ def check_chat(body: ChatRequest, state: ServerState) -> None:
         )
 
 
-async def chat_prompt(body: ChatRequest, state: ServerState) -> str:
+async def chat_prompt(body: ChatRequest, state: ModelState) -> str:
     """The conversation as the model's template writes it, up to where the reply begins or goes on."""
     prefill = body.prefill
     messages = body.messages if prefill is None else body.messages[:-1]
@@ -71,7 +71,7 @@ async def chat_prompt(body: ChatRequest, state: ServerState) -> str:
     return prompt if prefill is None else prompt + _begun(len(messages), prefill, prompt)
 
 
-async def _rendered(body: ChatRequest, state: ServerState, messages: list[dict[str, Any]]) -> str:
+async def _rendered(body: ChatRequest, state: ModelState, messages: list[dict[str, Any]]) -> str:
     tokenizer = state.ready_engine().llm.tokenizer
     tools, options = offered_tools(body), body.template_options
     if body.add_generation_prompt is False and body.prefill is None:
@@ -127,7 +127,7 @@ def _joined(parts: Sequence[TextPart], param: str) -> str:
     return "".join(part.text or "" for part in parts)
 
 
-def check_completion(body: CompletionRequest, state: ServerState) -> None:
+def check_completion(body: CompletionRequest, state: ModelState) -> None:
     """Refuse what a text completion cannot be given: raises APIError."""
     check_common(body, state)
     if body.best_of is not None and body.best_of != body.n_choices:
@@ -136,7 +136,7 @@ def check_completion(body: CompletionRequest, state: ServerState) -> None:
         raise not_supported("echo", "echo with logprobs is not supported: a prompt's own are not computed")
 
 
-async def completion_prompts(body: CompletionRequest, state: ServerState) -> list[list[int]]:
+async def completion_prompts(body: CompletionRequest, state: ModelState) -> list[list[int]]:
     """One list of token ids per prompt; ids are taken as they are, text gets the model's special tokens."""
     prompts: list[Any]
     if isinstance(body.prompt, str) or (body.prompt and isinstance(body.prompt[0], int)):
@@ -158,7 +158,7 @@ async def completion_prompts(body: CompletionRequest, state: ServerState) -> lis
     return [await asyncio.to_thread(encode, prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-async def mixed_prompts(given: Prompts, state: ServerState, param: str, *, n_choices: int = 1) -> list[list[int]]:
+async def mixed_prompts(given: Prompts, state: ModelState, param: str, *, n_choices: int = 1) -> list[list[int]]:
     """llama-server's prompts as token ids. Raises APIError (400) for ``param``."""
     parts = [_plain(part, param) for part in (given if isinstance(given, list) else [given])]
     is_one = any(isinstance(part, int) for part in parts)

@@ -20,7 +20,7 @@ from elastikv.server.figures import news_of_figures, timings, usage, warnings_of
 from elastikv.server.generation import Job, Step, collect, generate
 from elastikv.server.llama_words import final
 from elastikv.server.schemas import GenerationRequest
-from elastikv.server.state import ServerState
+from elastikv.server.state import ModelState
 from elastikv.server.streaming import DONE, EventStream, event, while_connected
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Reply(ABC):
     whole_object: str
     chunk_object: str
 
-    def __init__(self, state: ServerState, body: GenerationRequest, jobs: Sequence[Job]) -> None:
+    def __init__(self, state: ModelState, body: GenerationRequest, jobs: Sequence[Job]) -> None:
         info = state.ready_engine().llm.model.info
         self.n_choices = body.n_choices
         self._state = state
@@ -140,7 +140,7 @@ class Reply(ABC):
 
 
 async def answer(
-    request: Request, state: ServerState, jobs: Sequence[Job], reply: Answer, *, stream: bool | None
+    request: Request, state: ModelState, jobs: Sequence[Job], reply: Answer, *, stream: bool | None
 ) -> Response:
     """Run the jobs and send what they give, at once or as it comes."""
     steps = generate(state, jobs)

@@ -54,11 +54,9 @@ class Server(uvicorn.Server):
         await ending
 
     async def _end_requests(self, drain: float) -> None:
-        engine = self._state.engine
-        if engine is not None:
-            draining = asyncio.create_task(engine.drain(drain))
-            # A step that is just being computed may keep the engine; clients and supervisors wait no longer.
-            await asyncio.wait({draining}, timeout=drain + _TO_READ_THE_END)
+        draining = asyncio.create_task(self._state.models.drain(drain))
+        # A step that is just being computed may keep an engine; clients and supervisors wait no longer.
+        await asyncio.wait({draining}, timeout=drain + _TO_READ_THE_END)
         deadline = time.monotonic() + _TO_READ_THE_END
         while self.server_state.connections and time.monotonic() < deadline:
             await asyncio.sleep(0.02)

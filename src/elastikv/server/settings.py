@@ -31,7 +31,6 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
-    alias: str | None = None
     timeout: float = 600.0
     drain: float = 5.0
     max_body_bytes: int = DEFAULT_BODY_LIMIT

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Depends
 from elastikv.server.description import errors
 from elastikv.server.errors import APIError, unavailable
 from elastikv.server.llama_schemas import SlotFileRequest
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, watched_model
 
 router = APIRouter()
 
-State = Annotated[ServerState, Depends(ready_state)]
+State = Annotated[ModelState, Depends(watched_model)]
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
@@ -71,7 +71,7 @@ async def act_on_slot(
     }
 
 
-def _slot_path(state: ServerState, filename: str | None) -> Path:
+def _slot_path(state: ModelState, filename: str | None) -> Path:
     """A file right inside ``--slot-save-path``: no separators, no leading dot, nothing odd."""
     folder = state.settings.slot_save_path
     if folder is None:

@@ -1,81 +1,80 @@
-"""What routes share: the settings, the engine once it is loaded, and the counters."""
+"""What routes share: the settings, the models, and the counters."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from elastikv.server.errors import unavailable
 from elastikv.server.metrics import RequestMetrics
+from elastikv.server.models import Models, ServedModel
 from elastikv.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
 
-T = TypeVar("T")
-
 
 class ServerState:
-    """One server. ``engine`` is None while the model loads."""
+    """One server."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, models: Models) -> None:
         self.settings = settings
-        self.engine: AsyncLLM | None = None
+        self.models = models
         self.metrics = RequestMetrics()
         self.started = int(time.time())
 
+
+class ModelState:
+    """One model, as a request sees it, and the server around it."""
+
+    def __init__(self, server: ServerState, model: ServedModel) -> None:
+        self.settings = server.settings
+        self.metrics = server.metrics
+        self.started = server.started
+        self._model = model
+
     def ready_engine(self) -> AsyncLLM:
-        """The engine. Raises APIError (503) while the model loads."""
-        if self.engine is None:
-            raise unavailable("the model is still loading")
-        return self.engine
+        """The engine. Raises APIError (503) while the model is not loaded."""
+        return self._model.ready_engine()
 
     @property
     def model_name(self) -> str:
         """The alias, or what the model calls itself."""
-        return self.settings.alias or self.ready_engine().llm.model.info.name
+        return self._model.name or self.ready_engine().llm.model.info.name
 
 
 def server_state(request: Request) -> ServerState:
-    """The dependency of routes that answer while the model loads."""
+    """The dependency of routes that answer while models load."""
     state: ServerState = request.app.state.server
     return state
 
 
-def ready_state(request: Request) -> ServerState:
-    """The dependency of routes that need the engine."""
+async def watched_model(request: Request) -> ModelState:
+    """The dependency of routes that look at a model, which is loaded: 503 if it is not."""
     state = server_state(request)
-    state.ready_engine()
-    return state
+    model = state.models.find(await _model_named(request, state))
+    model.ready_engine()
+    return ModelState(state, model)
 
 
-async def in_daemon_thread(work: Callable[[], T]) -> T:
-    """Run ``work`` beside the event loop, in a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+async def used_model(request: Request) -> AsyncIterator[ModelState]:
+    """The dependency of routes that compute: waits until the model is loaded, and keeps it while it answers."""
+    state = server_state(request)
+    async with state.models.use(await _model_named(request, state)) as model:
+        yield ModelState(state, model)
 
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
 
-    def run() -> None:
-        result: T | None = None
-        error: BaseException | None = None
+async def _model_named(request: Request, state: ServerState) -> str | None:
+    """``model`` of the query or of the body. Where there is only one model, nobody looks."""
+    if len(state.models.all) == 1:
+        return None
+    named = request.query_params.get("model")
+    if named is None and await request.body():
         try:
-            result = work()
-        except BaseException as caught:  # carried to the awaiting task, which raises it
-            error = caught
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="load-model", daemon=True).start()
-    return await future
+            body = await request.json()
+        except ValueError:  # whoever reads the body refuses it
+            return None
+        named = body.get("model") if isinstance(body, dict) else None
+    return named if isinstance(named, str) else None

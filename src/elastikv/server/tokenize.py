@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from elastikv.server.chat_schemas import ApplyTemplateRequest
 from elastikv.server.llama_schemas import DetokenizeRequest, TokenizeRequest
 from elastikv.server.prompts import chat_prompt, check_token_ids
-from elastikv.server.state import ServerState, ready_state
+from elastikv.server.state import ModelState, used_model
 from elastikv.server.tools import check_tools
 
 router = APIRouter()
@@ -18,7 +18,7 @@ router = APIRouter()
 
 @router.post("/apply-template")
 async def apply_template(
-    body: ApplyTemplateRequest, state: Annotated[ServerState, Depends(ready_state)]
+    body: ApplyTemplateRequest, state: Annotated[ModelState, Depends(used_model)]
 ) -> dict[str, str]:
     """The prompt that a conversation becomes, as ``/v1/chat/completions`` would compute it."""
     check_tools(body)
@@ -26,7 +26,7 @@ async def apply_template(
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, state: Annotated[ModelState, Depends(used_model)]) -> dict[str, Any]:
     """Token ids of a text; ``with_pieces`` gives each token's text beside its id."""
     tokenizer = state.ready_engine().llm.tokenizer
     token_ids = await asyncio.to_thread(tokenizer.encode, body.content, add_special=body.add_special)
@@ -36,7 +36,7 @@ async def tokenize(body: TokenizeRequest, state: Annotated[ServerState, Depends(
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, state: Annotated[ServerState, Depends(ready_state)]) -> dict[str, str]:
+async def detokenize(body: DetokenizeRequest, state: Annotated[ModelState, Depends(used_model)]) -> dict[str, str]:
     """The text of token ids."""
     check_token_ids(body.tokens, state, "tokens")
     tokenizer = state.ready_engine().llm.tokenizer
