@@ -75,7 +75,7 @@ class FakeAsyncLLM:
             scheduler=SimpleNamespace(options=SimpleNamespace(n_parallel=n_parallel), eos_token_ids=(256,)),
             n_ctx=n_ctx,
             close=lambda: None,
-            budget=SimpleNamespace(limit_bytes=1 << 20),
+            budget=SimpleNamespace(limit_bytes=1 << 20, kv_bytes=0),
             static_bytes=lambda: n_ctx * BYTES_PER_CELL,
             cost=SimpleNamespace(n_bytes=lambda n_cells: n_cells * BYTES_PER_CELL),
         )

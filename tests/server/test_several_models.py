@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 from fake_engine import FakeAsyncLLM
+from on_page import say as say_on_page
+from on_page import wait_for_replies
 from prometheus_client.parser import text_string_to_metric_families
 from running import RunningServer, running, wait_for
 from support.tiny_models import tiny_model
@@ -271,6 +273,7 @@ def test_one_budget_for_two_real_models(pair: Callable[..., Models]) -> None:
         for arch in ("llama", "qwen3"):
             memory = server.http.get("/memory", params={"model": arch}).json()
             assert memory["peak_committed_bytes"] <= memory["budget_bytes"]
+            assert memory["others_bytes"] >= 0
             assert server.http.get("/memory/check", params={"model": arch}).json()["sound"]
 
 
@@ -293,3 +296,34 @@ def test_a_text_that_needs_more_gets_what_an_unused_model_held(pair: Callable[..
         time.sleep(0.1)
         states = {model["id"]: model["status"]["value"] for model in server.http.get("/v1/models").json()["data"]}
         assert states == {"llama": "loaded", "qwen3": "unloaded"}
+
+
+# On the page
+
+
+def test_the_page_lets_choose_and_says_what_it_waits_for(page: Any) -> None:
+    shelf = Shelf(load="use")
+    with serving(shelf) as server:
+        page.goto(server.url)
+        names = page.locator("#models")
+        assert names.locator("option").all_inner_texts() == ["a", "b", "c"]
+        page.wait_for_selector("#model:has-text('the model a is not loaded')")
+        names.select_option("b")
+        page.wait_for_selector("#model:has-text('the model b is not loaded')")
+        shelf.may_load.clear()
+        say_on_page(page, "hello")
+        page.wait_for_selector("#model:has-text('the model b is still loading')")
+        shelf.may_load.set()
+        wait_for_replies(page, 1)
+        page.wait_for_selector("#model:has-text('up to 512 tokens')")
+        assert shelf.loads == ["b"]
+        assert page.locator(".session.current").count() == 1
+        page.reload()
+        page.wait_for_selector("#model:has-text('up to 512 tokens')")
+        assert names.input_value() == "b"
+
+
+def test_the_page_of_one_model_has_nothing_to_choose(page: Any, server: RunningServer) -> None:
+    page.goto(server.url)
+    page.wait_for_selector("#model:has-text('fake-model')")
+    assert page.locator("#models").is_hidden()

@@ -155,11 +155,19 @@ def models_from_args(args: argparse.Namespace) -> Models:
     shared = SharedBudget(args.kv_budget)
     served = []
     for name, alone in zip(names, each, strict=True):
-        # With one model, what is wrong with it shows when it is loaded, which is at once.
-        n_bytes = weight_bytes(model_path(alone)) if len(each) > 1 and alone.hf_repo is None else 0
+        # What is wrong with a model that is alone shows when it is loaded, which is at once.
+        n_bytes = _checked_weight_bytes(alone) if len(each) > 1 and alone.hf_repo is None else 0
         scheduling = scheduling_from_args(args, None if len(each) == 1 else name)
         served.append(ServedModel(partial(_load_engine, alone, scheduling, shared), name, n_bytes))
     return Models(served, shared, load=args.model_load, idle_seconds=args.model_idle, most=args.models_max)
+
+
+def _checked_weight_bytes(args: argparse.Namespace) -> int:
+    """Of a model that is there. Raises InvalidRequest."""
+    path = model_path(args)
+    if not path.exists():
+        raise InvalidRequest(f"{path}: no such file or folder")
+    return weight_bytes(path)
 
 
 def _model_names(aliases: Sequence[str], each: Sequence[argparse.Namespace]) -> list[str | None]:

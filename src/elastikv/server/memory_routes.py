@@ -38,7 +38,7 @@ async def watch_memory(state: State, since: Annotated[int, Query(ge=0)] = 0) -> 
     """Totals, sessions, and events after number ``since``; times are seconds of ``clock``.
 
     ``used_bytes``: the least that could hold what is held. ``static_bytes``: what a cache that commits ``-c``
-    for each of the ``--parallel`` sequences would hold.
+    for each of the ``--parallel`` sequences would hold. ``others_bytes``: what other models hold under the same budget.
     """
     engine = state.ready_engine()
     stats = await engine.stats()
@@ -49,6 +49,7 @@ async def watch_memory(state: State, since: Annotated[int, Query(ge=0)] = 0) -> 
         **_totals(stats.memory),
         "used_bytes": sum(llm.cost.n_bytes(sequence.used_cells) for sequence in stats.memory.sequences),
         "static_bytes": llm.static_bytes() * n_parallel,
+        "others_bytes": max(llm.budget.kv_bytes - stats.memory.committed_bytes, 0),
         "process_bytes": psutil.Process().memory_info().rss,
         "n_ctx": llm.n_ctx,
         "n_parallel": n_parallel,

@@ -13,7 +13,7 @@ import { MemoryPanel } from "./memory.js";
 import { Menu } from "./menu.js";
 import { Panel } from "./panels.js";
 import { Replies } from "./replies.js";
-import { server } from "./server.js";
+import { choose, ofModel, server } from "./server.js";
 import { Sessions } from "./sessions.js";
 import { installSettings } from "./settings.js";
 import { path } from "./thread.js";
@@ -70,7 +70,7 @@ function remove(conversation) {
   const held = sessions.of(conversation);
   conversations.remove(conversation);
   if (chat.conversation === conversation) openNew();
-  if (held) post(`/slots/${held.id}?action=erase`).catch(() => {}); // in use, or gone already: the server takes care of it
+  if (held) post(ofModel(`/slots/${held.id}?action=erase`)).catch(() => {}); // in use, or gone already: the server takes care of it
   const act = () => { conversations.restore(conversation); open(conversation); };
   notify(`“${conversation.title}” is deleted.`, { label: "Undo", act });
 }
@@ -99,7 +99,17 @@ function showHeld() {
 }
 
 function showServer() {
-  byId("model").textContent = `${server.model} · up to ${count(server.nCtx)} tokens a session`;
+  const named = server.models.length < 2 ? [server.model] : [];
+  byId("model").textContent = [...named, `up to ${count(server.nCtx)} tokens a session`].join(" · ");
+}
+
+function showModels() {
+  const names = server.models.map(({ id }) => id);
+  byId("models").hidden = names.length < 2;
+  if (names.join() !== [...byId("models").options].map(({ value }) => value).join()) {
+    byId("models").replaceChildren(...names.map((name) => new Option(name)));
+  }
+  byId("models").value = server.model;
 }
 
 onKeyNeeded(askForKey);
@@ -117,6 +127,8 @@ conversations.addEventListener("change", () => {
 conversations.addEventListener("taken", ({ detail: id }) => chat.conversation?.id === id && chat.render());
 sessions.addEventListener("change", showHeld);
 server.addEventListener("change", showServer);
+server.addEventListener("models", showModels);
+byId("models").addEventListener("change", ({ target }) => choose(target.value));
 byId("add-conversation").addEventListener("click", openNew);
 byId("held").addEventListener("click", () => panels[1].open());
 byId("chat-more").addEventListener("click", ({ currentTarget }) => menu.open(currentTarget, chat.conversation));

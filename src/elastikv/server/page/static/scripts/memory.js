@@ -4,7 +4,7 @@ import { notify } from "./announce.js";
 import { get, post } from "./api.js";
 import { KINDS, MemoryChart } from "./chart.js";
 import { ago, bytes, count, times } from "./format.js";
-import { meet, server } from "./server.js";
+import { meet, ofModel, server } from "./server.js";
 
 const POLL = 400; // milliseconds
 const N_EVENTS = 8;
@@ -18,21 +18,24 @@ export class MemoryPanel {
     this.onWait = onWait;
     this.chart = new MemoryChart(byId("chart"), byId("chart-tip"));
     this.forget();
-    server.addEventListener("change", () => this.started !== server.started && this.forget());
+    server.addEventListener("models", () => {
+      if (this.started !== server.started || this.model !== server.model) this.forget();
+    });
     byId("legend").append(...KINDS.map(legendEntry));
     byId("to-scale").addEventListener("change", (event) => {
       this.chart.toScale = event.target.checked;
       this.chart.draw();
     });
     byId("shrink").addEventListener("click", async () => {
-      await post("/memory", { shrink: true }).catch((error) => notify(error.message));
+      await post(ofModel("/memory"), { shrink: true }).catch((error) => notify(error.message));
       await this.refresh().catch(() => {}); // the next look will tell
     });
   }
 
-  /** A server that has been restarted counts its events and seconds anew. */
+  /** A server that has been restarted counts its events and seconds anew, and so does each of its models. */
   forget() {
     this.started = server.started;
+    this.model = server.model;
     this.events = [];
     this.lastEvent = 0;
     this.chart.clear();
@@ -48,6 +51,7 @@ export class MemoryPanel {
 
   async look() {
     try {
+      if (server.nCtx === null) await meet(this.onWait);
       await this.refresh();
     } catch (error) {
       // What is shown may be old; the server that answers next may be another one.
@@ -59,7 +63,7 @@ export class MemoryPanel {
   }
 
   async refresh() {
-    const memory = await get(`/memory?since=${this.lastEvent}`);
+    const memory = await get(ofModel(`/memory?since=${this.lastEvent}`));
     this.lastEvent = memory.events.at(-1)?.number ?? this.lastEvent;
     this.showTotals(memory);
     this.sessions.show(memory);
@@ -73,7 +77,8 @@ export class MemoryPanel {
     byId("committed").textContent = bytes(memory.committed_bytes);
     byId("used").textContent = bytes(memory.used_bytes);
     byId("static").textContent = bytes(memory.static_bytes);
-    byId("budget").textContent = memory.budget_bytes === null ? "none" : bytes(memory.budget_bytes);
+    const others = memory.others_bytes ? `, ${bytes(memory.others_bytes)} held by other models` : "";
+    byId("budget").textContent = (memory.budget_bytes === null ? "none" : bytes(memory.budget_bytes)) + others;
     byId("process").textContent = bytes(memory.process_bytes);
     const ratio = document.createElement("b");
     ratio.textContent = memory.committed_bytes ? times(memory.static_bytes / memory.committed_bytes) : "all free";

@@ -3,7 +3,7 @@
 import { streamEvents } from "./api.js";
 import { advice } from "./advice.js";
 import { instructions, requestMembers } from "./settings.js";
-import { server } from "./server.js";
+import { modelMember, server } from "./server.js";
 import { before } from "./thread.js";
 
 export class Replies extends EventTarget {
@@ -45,15 +45,17 @@ export class Replies extends EventTarget {
 
   async read(conversation, message, signal) {
     const started = performance.now();
+    const { model } = server; // another may be chosen while it is written
     const begun = isEmpty(message) ? [] : [message]; // the server goes on with what a last reply says
     const body = {
+      ...modelMember(),
       ...requestMembers(),
       messages: [...instructions(), ...[...before(conversation, message), ...begun].map(asSent)],
       stream: true,
       stream_options: { include_usage: true },
     };
     for await (const event of streamEvents("/v1/chat/completions", body, signal)) {
-      if (event.id_slot !== undefined) this.claim(conversation, event.id_slot);
+      if (event.id_slot !== undefined) this.claim(conversation, event.id_slot, model);
       if (event.usage) Object.assign(message, { usage: usageOf(event.usage) });
       const [choice] = event.choices;
       if (!choice) continue;
@@ -66,10 +68,11 @@ export class Replies extends EventTarget {
   }
 
   /** The session is this conversation's now: the server may have gone on in one that was another's. */
-  claim(conversation, id) {
-    if (conversation.session?.id === id && conversation.session.started === server.started) return;
-    for (const other of this.conversations.list()) if (other.session?.id === id) other.session = null;
-    conversation.session = { id, started: server.started };
+  claim(conversation, id, model) {
+    const isOne = ({ session }) => session?.id === id && session.model === model;
+    if (isOne(conversation) && conversation.session.started === server.started) return;
+    for (const other of this.conversations.list()) if (isOne(other)) other.session = null;
+    conversation.session = { id, model, started: server.started };
   }
 
   tell(type, conversation, message) {

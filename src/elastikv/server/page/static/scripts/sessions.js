@@ -28,7 +28,7 @@ export class Sessions extends EventTarget {
   /** What a conversation's session was at the last look; undefined if it holds none. */
   of(conversation) {
     const { session } = conversation;
-    if (!session || session.started !== server.started) return undefined;
+    if (!session || session.started !== server.started || session.model !== server.model) return undefined;
     return this.latest.sessions.find(({ id }) => id === session.id);
   }
 

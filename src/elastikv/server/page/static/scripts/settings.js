@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { keep, recall } from "./kept.js";
-import { server } from "./server.js";
+import { ofModel, server } from "./server.js";
 
 /** Members of a request that are numbers, as the dialog groups them: name, label, least, step. */
 const NUMBERS = {
@@ -99,7 +99,7 @@ async function save(form) {
   const { budget } = Object.fromEntries(new FormData(form));
   try {
     checkFurther(wish.further);
-    if (budget) await post("/memory", { budget });
+    if (budget) await post(ofModel("/memory"), { budget });
   } catch (error) {
     showProblem(error.message);
     return;
