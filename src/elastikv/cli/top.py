@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from elastikv.cli.report import filled_columns
@@ -32,16 +33,18 @@ class NoAnswer(ElastikvError):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An address and a key for it."""
+    """An address, a key for it, and which of its models is looked at (None: the first)."""
 
     url: str
     key: str | None
+    model: str | None = None
 
     def memory(self, since: int = 0) -> dict[str, Any]:
         """``GET /memory?since=``. Raises NoAnswer."""
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            request = Request(f"{self.url}/memory?since={since}", headers=headers)
+            query = {"since": since} | ({"model": self.model} if self.model else {})
+            request = Request(f"{self.url}/memory?{urlencode(query)}", headers=headers)
             with urlopen(request, timeout=_TIMEOUT) as response:
                 answer: dict[str, Any] = json.load(response)
                 answer["sessions"], answer["events"], answer["committed_bytes"]  # or KeyError
@@ -61,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8080", metavar="URL", help="the server's address")
     parser.add_argument("--api-key", metavar="KEY", help="none given: ELASTIKV_API_KEY")
+    parser.add_argument("-m", "--model", metavar="NAME", help="of a server with several; none: its first")
     parser.add_argument("-i", "--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks")
     parser.add_argument("--once", action="store_true", help="print what there is, and end")
 
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         raise NoAnswer(f"--interval must be in 0.05..3600 seconds, got {args.interval}")
     key = args.api_key or os.environ.get("ELASTIKV_API_KEY", "").partition(",")[0]
     url = args.url if "://" in args.url else f"http://{args.url}"
-    server = Server(url.rstrip("/"), key or None)
+    server = Server(url.rstrip("/"), key or None, args.model)
     console = Console()
     if args.once or not sys.stdout.isatty():
         console.print(frame(server.url, server.memory(), console.width))
