@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cpu_cases import DTYPES, FORMATS, cpu, make_weight, poisoned
+from support.cpu_cases import DTYPES, FORMATS, cpu, few_of, make_weight, poisoned
 
 from elastikv.kernels import quants
 from elastikv.kernels.cpu.matmul import linear
@@ -23,7 +23,7 @@ def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:
     return 4e-3 if product._bf16 and n > 1 and kind == "bf16" else 1e-6
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", few_of(FORMATS, "f32", "bf16", "q8_0", "q4_k"))
 @pytest.mark.parametrize("n", [1, 2, 4, 7, 8, 9, 33])
 def test_values(product: linear.LinearKernel, kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "TILE_VALUES", 20 * 224)  # several tiles, the last one smaller
