@@ -145,7 +145,7 @@ def assert_same_bits(case: Case, n: int) -> None:
     ("kinds", "shared"),
     [
         (("q4_k", "q4_k", "q6_k"), ("q8_0", "q8_0", "q8_0")),  # as in a Q4_K_M file
-        (("q4_k", "q6_k", "q4_k"), ("q4_k", "q6_k", "q8_0")),
+        pytest.param(("q4_k", "q6_k", "q4_k"), ("q4_k", "q6_k", "q8_0"), marks=pytest.mark.slow),
     ],
 )
 def test_formats_beside_each_other(kinds: tuple[str, str, str], shared: tuple[str, str, str]) -> None:
