@@ -141,11 +141,12 @@ def assert_same_bits(case: Case, n: int) -> None:
     assert torch.equal(case.run(CpuKernels(), x, delta), case.run(Composed(), x, delta))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "shared"),
     [
         (("q4_k", "q4_k", "q6_k"), ("q8_0", "q8_0", "q8_0")),  # as in a Q4_K_M file
-        pytest.param(("q4_k", "q6_k", "q4_k"), ("q4_k", "q6_k", "q8_0"), marks=pytest.mark.slow),
+        (("q4_k", "q6_k", "q4_k"), ("q4_k", "q6_k", "q8_0")),
     ],
 )
 def test_formats_beside_each_other(kinds: tuple[str, str, str], shared: tuple[str, str, str]) -> None:

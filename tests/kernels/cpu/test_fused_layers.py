@@ -106,7 +106,7 @@ def test_matrices_of_two_formats(tmp_path: Path, calls: dict[str, set[str]]) -> 
     def packed(name: str, data: np.ndarray) -> tuple[np.ndarray, str] | None:
         if data.ndim == 1 or data.shape[1] % 256:
             return None
-        kind = "q6_k" if finer.search(name) else "q8_0" if "attn_output" in name else "q4_k"
+        kind = "q6_k" if finer.search(name) else "q4_k"
         return random_blocks(kind, *data.shape), kind
 
     mixed = rewrite(plain, tmp_path / "mixed.gguf", tensor=packed)
