@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -16,10 +18,12 @@ settings.register_profile(
 settings.load_profile("elastikv")
 
 
-@pytest.fixture(autouse=True)
-def _compile_here(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _compile_here() -> Iterator[None]:
     """Tests of models test the kernels that they say, also where none are compiled yet."""
-    monkeypatch.setattr(own, "_can_compile_beside", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(own, "_can_compile_beside", lambda: False)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -30,7 +30,7 @@ def test_a_command_starts_in_the_root_and_its_model_runs(tmp_path):
     command = [sys.executable, "-m", "bench.shapes", "small", str(tmp_path), "--gguf", "q4_k_m"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    with LLM(done.stdout.splitlines()[-1], n_ctx=64, n_threads=1) as llm:
+    with LLM(done.stdout.splitlines()[-1], n_ctx=64, n_threads=1, kernels="reference") as llm:
         append(llm, tokens(16))
         assert llm.memory.seq_pos_max(0) == 15
 

@@ -25,7 +25,7 @@ PERSON = {
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(n_ctx=2048, n_threads=1) as demo:
+    with LLM(n_ctx=2048, n_threads=1, kernels="reference") as demo:
         yield demo
 
 
@@ -136,10 +136,10 @@ def test_many_at_once_preempted_and_parked_are_what_each_is_alone(tmp_path) -> N
     """The budget holds few of them: they give way to each other all the time."""
     texts = [f"def f{i}(): return " + "1 + " * 40 for i in range(6)]
     params = SamplingParams(json_schema=PERSON, max_tokens=200, temperature=0)
-    with LLM(n_ctx=2048, n_threads=1) as alone:
+    with LLM(n_ctx=2048, n_threads=1, kernels="reference") as alone:
         expected = [alone.generate(text, params)[0].text for text in texts]
     options = SchedulerOptions(park_dir=tmp_path, n_parallel=6)
-    with LLM(n_ctx=2048, n_threads=1, kv_growth="exact", kv_initial=1, scheduler=options) as llm:
+    with LLM(n_ctx=2048, n_threads=1, kernels="reference", kv_growth="exact", kv_initial=1, scheduler=options) as llm:
         least = llm.cost.least_bytes(max(len(llm.tokenizer.encode(text)) for text in texts))
         llm.set_budget(llm.budget.compute_bytes + 3 * least)
         outputs = llm.generate(texts, params)
@@ -165,13 +165,16 @@ def test_a_form_that_becomes_too_complex_ends_with_what_there_is(llm: LLM, monke
 def test_a_sentencepiece_tokenizer_will_do_and_none_will_not(tmp_path) -> None:
     folder = tiny_model("llama", tmp_path / "sp")
     replace_tokenizer(folder, sentencepiece_tokenizer(starts_with_space=True), eos_token="<|im_end|>")
-    with LLM(folder, n_threads=1) as llm:
+    with LLM(folder, n_threads=1, kernels="reference") as llm:
         assert llm.generate([5, 6], SamplingParams(choice=["grow up", "def n"], seed=1))[0].text.strip() in (
             "grow up",
             "def n",
         )
     (folder / "tokenizer.json").unlink()
-    with LLM(folder, n_threads=1) as llm, pytest.raises(InvalidRequest, match="without a tokenizer"):
+    with (
+        LLM(folder, n_threads=1, kernels="reference") as llm,
+        pytest.raises(InvalidRequest, match="without a tokenizer"),
+    ):
         llm.generate([5, 6], SamplingParams(choice=["yes"]))
 
 

@@ -13,7 +13,7 @@ from elastikv.errors import InvalidRequest
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(n_ctx=2048, n_threads=1) as demo:
+    with LLM(n_ctx=2048, n_threads=1, kernels="reference") as demo:
         yield demo
 
 

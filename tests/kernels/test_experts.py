@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.cpu_cases import make_weight
+from support.cpu_cases import few_of, make_weight
 from support.forward import NewBuffers
 from torch.nn.functional import silu
 
@@ -123,7 +123,7 @@ def test_routing_sharing_and_widths(kernels: Kernels, options: dict[str, Any]) -
         assert case.error(kernels, n) < 2e-6
 
 
-@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0", "q4_k"])
+@pytest.mark.parametrize("kind", few_of(["f16", "bf16", "q8_0", "q4_0", "q4_k"], "bf16", "q8_0"))
 def test_every_format(kind: str) -> None:
     """In one call for few tokens: the bits that the operations give one by one."""
     width = 256 if kind in K_QUANTS else 64
@@ -141,6 +141,7 @@ def assert_same_bits(case: Case, n: int) -> None:
     assert torch.equal(case.run(CpuKernels(), x, delta), case.run(Composed(), x, delta))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "shared"),
     [

@@ -27,7 +27,7 @@ LAYERS = {
     [{"growth": "exact"}, {"growth": "step:64", "k_type": "q8_0"}, {"growth": "double:1MiB"}, {"dynamic": False}],
     ids=str,
 )
-@pytest.mark.parametrize("n_batch", [1, 130, 2000])
+@pytest.mark.parametrize("n_batch", [7, 130, 2000])
 def test_it_agrees_with_what_is_committed(layers: list, storage: str, options: dict[str, Any], n_batch: int) -> None:
     chosen = MemoryOptions(1000, storage=storage, initial=16, **options)  # type: ignore[arg-type]
     cost, memory = MemoryCost(layers, chosen), make_memory(layers, chosen, Budget())

@@ -61,7 +61,7 @@ def held(memory: AnyMemory) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 @pytest.mark.parametrize("storage", ["mmap", "copy"])
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)

@@ -49,7 +49,7 @@ def open_cache(storage: str, growth: str = "double:32MiB", **layer_options: int)
     return KVCache(layers, MemoryOptions(n_ctx=65_536, storage=storage, growth=growth), Budget())  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def once_per_process() -> None:
     """Code that is read into memory when it first runs, and the like."""
     for storage in ("mmap", "copy"):

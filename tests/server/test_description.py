@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 from fake_engine import FakeAsyncLLM
 from running import RunningServer
@@ -13,6 +15,7 @@ def description(**settings: object) -> dict:
     return create_app(ServerSettings(**settings), FakeAsyncLLM).openapi()
 
 
+@functools.cache
 def operations() -> dict[str, dict]:
     paths = description()["paths"]
     return {f"{method.upper()} {path}": found for path, methods in paths.items() for method, found in methods.items()}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from elastikv.batch import Span, UBatch
@@ -17,6 +20,11 @@ from tools.gguf_files import K_QUANTS, random_blocks
 
 FORMATS = ["f32", "f16", "bf16", "q8_0", "q4_0", *K_QUANTS]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def few_of(kinds: Iterable[str], *kept: str) -> list[Any]:
+    """For ``pytest.mark.parametrize``: those not ``kept`` are slow. A machine compiles each once, for 3 to 15 s."""
+    return [kind if kind in kept else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
 
 
 def make_weight(kind: str, n_out: int, n_in: int) -> tuple[Weight, torch.Tensor]:

@@ -26,7 +26,6 @@ from elastikv.cli.options import (
 )
 from elastikv.cli.plan import weight_bytes
 from elastikv.errors import InvalidRequest
-from elastikv.memory.growth import parse_size
 
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
@@ -186,6 +185,7 @@ def _model_names(aliases: Sequence[str], each: Sequence[argparse.Namespace]) -> 
 
 def settings_from_args(args: argparse.Namespace) -> ServerSettings:
     """Raises InvalidRequest."""
+    from elastikv.memory.growth import parse_size
     from elastikv.server import ServerSettings
 
     if not 0 <= args.port < 65536:

@@ -22,7 +22,7 @@ def run(pytestconfig: pytest.Config, record_property: Callable[[str, object], No
     def run_tests(name: str, *selection: str) -> None:
         """Kernels are kept between test runs."""
         cache = pytestconfig.cache.mkdir("kernels-" + name.lower().replace(" ", "-"))  # type: ignore[union-attr]
-        command = [sys.executable, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider", *selection]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *selection]
         ended = subprocess.run(command, env=compile_for(name, cache), cwd=HERE, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-1000:]
         assert f"{name} (this processor's)" in ended.stdout

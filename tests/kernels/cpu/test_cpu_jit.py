@@ -121,6 +121,7 @@ def test_one_process_at_a_time_keeps_a_kernel(monkeypatch: pytest.MonkeyPatch) -
     assert saved == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_layer_is_compiled_from_kernels_that_were_kept(tmp_path: Path) -> None:
     """Their machine instructions are read as text once more, in a process that has written none."""
     run_with_cache(tmp_path, LAYERS.format(fused=False))

@@ -54,9 +54,9 @@ def test_one_token_each_of_sequences_of_unequal_length(n_heads: int, layer: KVLa
     ("k_type", "v_type", "tolerance"),
     [
         ("f16", "f16", 2e-6),
-        ("bf16", "f32", 2e-6),
-        ("q8_0", "bf16", 2e-5),
-        ("f32", "q8_0", 8e-5),
+        pytest.param("bf16", "f32", 2e-6, marks=pytest.mark.slow),
+        pytest.param("q8_0", "bf16", 2e-5, marks=pytest.mark.slow),
+        pytest.param("f32", "q8_0", 8e-5, marks=pytest.mark.slow),
         ("q8_0", "q8_0", 8e-5),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support.cpu_cases import cpu, exact, exact_attention, filled_cache, poisoned, ubatch_of
+from support.cpu_cases import cpu, exact, exact_attention, few_of, filled_cache, poisoned, ubatch_of
 
 from elastikv.kernels import select_kernels
 from elastikv.kernels.base import AttentionPrecision
@@ -72,7 +72,7 @@ def test_shapes(precision: str, n_heads: int, layer: KVLayer, length: tuple[int,
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cell_type", ["f32", "bf16", "q8_0"])
+@pytest.mark.parametrize("cell_type", few_of(["f32", "bf16", "q8_0"], "f32", "q8_0"))
 def test_cell_types(precision: str, cell_type: CellType) -> None:
     assert error(precision, 6, KVLayer(2, 72, 40), (70, 40), cell_type)[0] < bound(precision, 1e-6, 4e-4)
 

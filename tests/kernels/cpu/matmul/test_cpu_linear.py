@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.cpu_cases import DTYPES, FORMATS, cpu, make_weight, poisoned
+from support.cpu_cases import DTYPES, FORMATS, cpu, few_of, make_weight, poisoned
 
 from elastikv.kernels import quants
 from elastikv.kernels.cpu.matmul import linear
@@ -23,7 +23,7 @@ def allowed_error(product: linear.LinearKernel, kind: str, n: int) -> float:
     return 4e-3 if product._bf16 and n > 1 and kind == "bf16" else 1e-6
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", few_of(FORMATS, "f32", "bf16", "q8_0", "q4_k"))
 @pytest.mark.parametrize("n", [1, 2, 4, 7, 8, 9, 33])
 def test_values(product: linear.LinearKernel, kind: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "TILE_VALUES", 20 * 224)  # several tiles, the last one smaller
@@ -37,21 +37,22 @@ def test_values(product: linear.LinearKernel, kind: str, n: int, monkeypatch: py
         assert relative_error(out, x.double() @ values.t() + bias.double()) < allowed_error(product, kind, n)
 
 
-def test_packed_weights_at_the_ends_of_their_range() -> None:
+@pytest.mark.parametrize("kind", few_of(["q8_0", "q4_0"], "q8_0"))
+def test_packed_weights_at_the_ends_of_their_range(kind: str) -> None:
     """-128 and 127, -8 and 7, zero scales, and an x of zeros."""
     torch.manual_seed(0)
-    for kind, n_bytes, extremes in (("q8_0", 34, (0x80, 0x7F)), ("q4_0", 18, (0x00, 0xFF))):
-        blocks = torch.empty(6, 2 * n_bytes, dtype=torch.uint8)
-        blocks[:4], blocks[4:] = extremes[0], extremes[1]
-        scale = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
-        blocks[:, :2], blocks[:, n_bytes : n_bytes + 2] = scale, scale
-        blocks[3, :2] = 0
-        weight = PackedTensor(kind, (6, 64), blocks)
-        values = quants.unpack(blocks, kind).double()
-        for x in (torch.randn(1, 64), torch.ones(1, 64), torch.zeros(1, 64), torch.full((1, 64), -1e-30)):
-            for n in (1, 2):
-                out = cpu().linear(x.repeat(n, 1), weight, None, poisoned(n, 6))
-                torch.testing.assert_close(out.double(), (x.double() @ values.t()).repeat(n, 1), rtol=0.01, atol=0.02)
+    n_bytes, least, most = {"q8_0": (34, 0x80, 0x7F), "q4_0": (18, 0x00, 0xFF)}[kind]
+    blocks = torch.empty(6, 2 * n_bytes, dtype=torch.uint8)
+    blocks[:4], blocks[4:] = least, most
+    scale = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+    blocks[:, :2], blocks[:, n_bytes : n_bytes + 2] = scale, scale
+    blocks[3, :2] = 0
+    weight = PackedTensor(kind, (6, 64), blocks)
+    values = quants.unpack(blocks, kind).double()
+    for x in (torch.randn(1, 64), torch.ones(1, 64), torch.zeros(1, 64), torch.full((1, 64), -1e-30)):
+        for n in (1, 2):
+            out = cpu().linear(x.repeat(n, 1), weight, None, poisoned(n, 6))
+            torch.testing.assert_close(out.double(), (x.double() @ values.t()).repeat(n, 1), rtol=0.01, atol=0.02)
 
 
 @pytest.mark.parametrize("n", [1, 3, 20])
