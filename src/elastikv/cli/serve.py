@@ -233,16 +233,19 @@ def _allow_connections(n_waiting: int) -> None:
 def _load_engine(args: argparse.Namespace, scheduling: SchedulerOptions) -> AsyncLLM:
     from elastikv.engine.async_llm import AsyncLLM
 
+    return AsyncLLM(load_llm(args, scheduling))
+
+
+def load_llm(args: argparse.Namespace, scheduling: SchedulerOptions) -> LLM:
+    """Load the model that the flags ask for, and warm it up.
+
+    Kernels compile when they are first used: better now than while a client waits.
+    """
     llm = llm_from_args(args, scheduler=scheduling)
-    _warm_up(llm)
-    return AsyncLLM(llm)
-
-
-def _warm_up(llm: LLM) -> None:
-    """Kernels compile when they are first used: better now than while a client waits."""
     for n_tokens in (min(40, llm.n_ctx), 1):
         llm.forward([0] * n_tokens, seq_id=0)
         llm.memory.seq_rm(0)
+    return llm
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

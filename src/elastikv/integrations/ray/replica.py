@@ -1,0 +1,129 @@
+"""One server of the cluster: the app of ``elastikv serve``, without its listener."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any
+
+from starlette.types import Message
+from typing_extensions import override
+
+from elastikv.cli.serve import load_llm
+from elastikv.engine.async_llm import AsyncLLM
+from elastikv.engine.llm import LLM, Prompt
+from elastikv.engine.outputs import Delta
+from elastikv.engine.params import SamplingParams
+from elastikv.integrations.ray.arguments import Plan
+from elastikv.integrations.ray.prefixes import HeldMarks, Marks
+from elastikv.integrations.ray.request import Forwarded
+from elastikv.integrations.ray.scaling import working_set_bytes
+from elastikv.server import create_app
+
+logger = logging.getLogger(__name__)
+
+_marks: ContextVar[Marks] = ContextVar("marks of the request that is being answered", default=())
+
+
+class NotingLLM(AsyncLLM):
+    """Notes which session holds the text of which request."""
+
+    def __init__(self, llm: LLM, held: HeldMarks) -> None:
+        super().__init__(llm)
+        self._held = held
+
+    @override
+    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[Delta, None]:
+        session = None
+        async with aclosing(super().stream(prompt, params)) as deltas:
+            async for delta in deltas:
+                if delta.session not in (None, session):
+                    session = delta.session
+                    self._held.add(session, _marks.get())
+                yield delta
+
+
+class Replica:
+    """A deployment of Ray Serve. Ready when its model is; raises what keeps the model from loading."""
+
+    async def __init__(self, plan: Plan) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        self._plan = plan
+        self._held = HeldMarks()
+        self._n_refusals = 0
+        failures: list[BaseException] = []
+        self._app = create_app(plan.settings, self._load, failures.append)
+        self._lifespan = self._app.router.lifespan_context(self._app)
+        await self._lifespan.__aenter__()
+        while self._app.state.server.engine is None:
+            if failures:
+                raise failures[0]
+            await asyncio.sleep(0.02)
+        self._engine: NotingLLM = self._app.state.server.engine
+
+    def _load(self) -> NotingLLM:
+        return NotingLLM(load_llm(self._plan.flags, self._plan.scheduling), self._held)
+
+    async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
+        """The app's answer, as ASGI messages; those that come together at once."""
+        _marks.set(request.held_as)
+        messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        answering = asyncio.create_task(self._app(request.scope, _receiver(request.body), messages.put))
+        answering.add_done_callback(lambda _: messages.put_nowait(None))
+        try:
+            is_over = False
+            while not is_over:
+                batch = [await messages.get()]
+                while not messages.empty():
+                    batch.append(messages.get_nowait())
+                is_over = batch[-1] is None
+                if sent := [message for message in batch if message is not None]:
+                    yield sent
+        finally:
+            answering.cancel()  # no harm after its end; before, the client has gone
+            for problem in await asyncio.gather(answering, return_exceptions=True):
+                if isinstance(problem, Exception):
+                    logger.error("a request failed", exc_info=problem)
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """For routers: what it holds, and how much it has to do."""
+        stats, sessions = await self._engine.stats(), await self._engine.sessions()
+        self._held.keep({session.id for session in sessions})
+        marks, n_requests = self._held.report(), stats.n_running + stats.n_waiting
+        return {"marks": marks, "n_requests": n_requests, "used": round(await self._used(), 3)}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For the policy; see ``scaling.Need``."""
+        stats = await self._engine.stats()
+        n_refusals, self._n_refusals = stats.n_refusals - self._n_refusals, stats.n_refusals
+        return {"used": await self._used(), "n_waiting": stats.n_waiting, "n_refusals": n_refusals}
+
+    async def check_health(self) -> None:
+        """Raises EngineClosed when it can compute no more; Ray replaces it then."""
+        await self._engine.stats()
+
+    async def __del__(self) -> None:
+        """Ray Serve awaits it when it takes the replica away: sessions are parked."""
+        if hasattr(self, "_engine"):
+            await self._engine.drain(self._plan.settings.drain)
+        await self._lifespan.__aexit__(None, None, None)
+
+    async def _used(self) -> float:
+        """Share of the budget that the working set takes; without a budget, of nothing: 0."""
+        memory, sessions = (await self._engine.stats()).memory, await self._engine.sessions()
+        seconds = self._plan.flags.working_set_seconds
+        working = working_set_bytes(sessions, time.monotonic(), seconds)
+        return min(1.0, working / memory.budget_bytes) if memory.budget_bytes else 0.0
+
+
+def _receiver(body: bytes) -> Any:
+    """ASGI's ``receive`` for a body that is there. Whoever waits for the client's leaving waits for cancellation."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await asyncio.Future()
+
+    return receive
