@@ -56,4 +56,4 @@ def build(arguments: Mapping[str, Any], router: str = ROUTER) -> serve.Applicati
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=flags.fronts * (scheduling.max_queue + scheduling.n_parallel) * flags.max_replicas,
     )
-    return front.bind(planned, replicas)
+    return front.bind(planned.settings, replicas)

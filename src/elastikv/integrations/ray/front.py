@@ -9,11 +9,11 @@ from ray.exceptions import RayActorError
 from ray.util.metrics import Counter
 from starlette.types import Message, Receive, Scope, Send
 
-from elastikv.integrations.ray.arguments import Plan
 from elastikv.integrations.ray.request import forwarded
 from elastikv.server.errors import unavailable
 from elastikv.server.limits import LimitClient
-from elastikv.server.streaming import event, named_event
+from elastikv.server.settings import ServerSettings
+from elastikv.server.streaming import event, named_event, while_connected
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ _ATTEMPTS = 3
 class Front:
     """A deployment of Ray Serve. ``replicas``: the handle of the deployment that answers."""
 
-    def __init__(self, plan: Plan, replicas: Any) -> None:
-        self._settings = plan.settings
+    def __init__(self, settings: ServerSettings, replicas: Any) -> None:
+        self._settings = settings
         self._replicas = replicas.options(method_name="answer", stream=True)
         self._lost = Counter(
             "elastikv_lost_replicas", "Requests whose replica died, by what became of them", tag_keys=("outcome",)
@@ -38,7 +38,8 @@ class Front:
         if scope["type"] == "lifespan":
             await _live(receive, send)
         elif scope["type"] == "http":
-            await self._answer(scope, (await receive())["body"], send)
+            body = (await receive())["body"]  # all of it, as LimitClient has read it
+            await while_connected(receive, self._answer(scope, body, send))
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:
         """A replica that dies before its first message is replaced; after it, the client is told."""

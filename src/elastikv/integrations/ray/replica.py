@@ -10,7 +10,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
 
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive
 from typing_extensions import override
 
 from elastikv.cli.serve import load_llm
@@ -68,25 +68,11 @@ class Replica:
         return NotingLLM(load_llm(self._plan.flags, self._plan.scheduling), self._held)
 
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
-        """The app's answer, as ASGI messages; those that come together at once."""
+        """See ``answers``."""
         _marks.set(request.held_as)
-        messages: asyncio.Queue[Message | None] = asyncio.Queue()
-        answering = asyncio.create_task(self._app(request.scope, _receiver(request.body), messages.put))
-        answering.add_done_callback(lambda _: messages.put_nowait(None))
-        try:
-            is_over = False
-            while not is_over:
-                batch = [await messages.get()]
-                while not messages.empty():
-                    batch.append(messages.get_nowait())
-                is_over = batch[-1] is None
-                if sent := [message for message in batch if message is not None]:
-                    yield sent
-        finally:
-            answering.cancel()  # no harm after its end; before, the client has gone
-            for problem in await asyncio.gather(answering, return_exceptions=True):
-                if isinstance(problem, Exception):
-                    logger.error("a request failed", exc_info=problem)
+        async with aclosing(answers(self._app, request)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """For routers: what it holds, and how much it has to do."""
@@ -119,8 +105,29 @@ class Replica:
         return min(1.0, working / memory.budget_bytes) if memory.budget_bytes else 0.0
 
 
-def _receiver(body: bytes) -> Any:
-    """ASGI's ``receive`` for a body that is there. Whoever waits for the client's leaving waits for cancellation."""
+async def answers(app: ASGIApp, request: Forwarded) -> AsyncGenerator[list[Message], None]:
+    """An app's answer as ASGI messages; those that come together at once. Closing it is the client's leaving."""
+    messages: asyncio.Queue[Message | None] = asyncio.Queue()
+    answering = asyncio.ensure_future(app(request.scope, _receiver(request.body), messages.put))
+    answering.add_done_callback(lambda _: messages.put_nowait(None))
+    try:
+        is_over = False
+        while not is_over:
+            batch = [await messages.get()]
+            while not messages.empty():
+                batch.append(messages.get_nowait())
+            is_over = batch[-1] is None
+            if sent := [message for message in batch if message is not None]:
+                yield sent
+    finally:
+        answering.cancel()
+        for problem in await asyncio.gather(answering, return_exceptions=True):
+            if isinstance(problem, Exception):
+                logger.error("a request failed", exc_info=problem)
+
+
+def _receiver(body: bytes) -> Receive:
+    """ASGI's ``receive`` for a body that is there. Whoever waits for the client's leaving waits to be cancelled."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
