@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support import ray_cluster
 from test_clients import *  # noqa: F403  its tests run here with the fixture below
+
+from bench import clusters
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray.serve", reason='Ray is not installed: pip install -e ".[ray]"')
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[ray_cluster.Cluster]:
-    with ray_cluster.serving(min_replicas=2, max_replicas=2) as cluster:
+def demo() -> Iterator[clusters.Cluster]:
+    with clusters.serving(min_replicas=2, max_replicas=2) as cluster:
         yield cluster

@@ -22,6 +22,7 @@ from typing_extensions import override
 from elastikv.engine.stats import EngineStats
 from elastikv.server.description import content
 from elastikv.server.llama_metrics import llama_metrics
+from elastikv.server.vllm_metrics import vllm_metrics
 
 router = APIRouter()
 
@@ -80,7 +81,8 @@ async def metrics(request: Request) -> Response:
         stats = await state.engine.stats()
         registry = CollectorRegistry()
         registry.register(_EngineCollector(stats))
-        text += generate_latest(registry) + llama_metrics(stats).encode()
+        others = llama_metrics(stats) + vllm_metrics(stats, await state.engine.sessions())
+        text += generate_latest(registry) + others.encode()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST, "Process-Start-Time-Unix": str(state.started)})
 
 

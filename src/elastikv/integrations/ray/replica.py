@@ -10,6 +10,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
 
+from ray import serve
 from starlette.types import ASGIApp, Message, Receive
 from typing_extensions import override
 
@@ -52,6 +53,7 @@ class Replica:
 
     async def __init__(self, plan: Plan) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         self._plan = plan
+        self._name = serve.get_replica_context().replica_id.unique_id.encode()
         self._held = HeldMarks()
         self._n_refusals = 0
         failures: list[BaseException] = []
@@ -68,10 +70,13 @@ class Replica:
         return NotingLLM(load_llm(self._plan.flags, self._plan.scheduling), self._held)
 
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
-        """See ``answers``."""
+        """See ``answers``; a header says which replica it was."""
         _marks.set(request.held_as)
         async with aclosing(answers(self._app, request)) as batches:
             async for batch in batches:
+                for message in batch:
+                    if message["type"] == "http.response.start":
+                        message["headers"] = [*message.get("headers", ()), (b"x-replica", self._name)]
                 yield batch
 
     async def record_routing_stats(self) -> dict[str, Any]:

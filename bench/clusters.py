@@ -1,19 +1,23 @@
-"""Ray and Ray Serve on this machine, with our application; slow to start, so one for a module of tests."""
+"""Ray and Ray Serve on this machine, with our application, for benchmarks and tests. Half a minute to start."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import psutil
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
 }
+
+
+NAME = "elastikv"
 
 
 class Cluster:
@@ -26,22 +30,30 @@ class Cluster:
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
 
-    def run(self, build: Callable[[], Any]) -> None:
-        """Returns when it serves; ``build`` makes the application."""
+    def run(self, application: Any) -> None:
+        """Returns when it serves."""
         from ray import serve
 
-        serve.run(build(), name="elastikv", route_prefix="/")
+        serve.delete(NAME)
+        serve.run(application, name=NAME, route_prefix="/")
 
-    def replicas(self) -> dict[str, int]:
-        """Replicas that run, by number, and the processes that they are."""
-        from ray.util.state import list_actors
+    def replicas(self) -> set[int]:
+        """The processes of the replicas."""
+        name = f"ray::ServeReplica:{NAME}:replica"
+        children = psutil.Process().children(recursive=True)
+        return {child.pid for child in children if child.is_running() and name in " ".join(child.cmdline())}
 
-        actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
-        return {a.name: a.pid for a in actors if a.name.startswith("SERVE_REPLICA::elastikv#replica#")}
+    def n_replicas(self) -> int:
+        """Replicas that serve."""
+        from ray import serve
+
+        deployment = serve.status().applications[NAME].deployments["replica"]
+        return int(deployment.replica_states.get("RUNNING", 0))
 
 
 @contextmanager
 def cluster(n_cpus: int = 4) -> Iterator[Cluster]:
+    """One whose processors are only counted; it ends with the block."""
     import ray
     from ray import serve
 
@@ -63,5 +75,5 @@ def serving(**arguments: Any) -> Iterator[Cluster]:
     from elastikv.integrations.ray import app
 
     with cluster() as running:
-        running.run(lambda: app({"ctx_size": 4096, "num_cpus": 0.1, **arguments}))
+        running.run(app({"ctx_size": 4096, "num_cpus": 0.1, **arguments}))
         yield running
