@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+from fake_engine import FakeAsyncLLM
 from prometheus_client.parser import text_string_to_metric_families
-from running import RunningServer
+from running import RunningServer, running, wait_for
 
 
 def read(server: RunningServer) -> dict[tuple[str, tuple], float]:
@@ -34,6 +35,19 @@ def test_llama_servers_names_say_the_same(server: RunningServer) -> None:
     assert metrics["llamacpp:n_busy_slots_per_decode"] == 1.5
     assert metrics["llamacpp:requests_processing"] == metrics["llamacpp:requests_deferred"] == 0
     assert "\nllamacpp:n_tokens_max 9\n" in server.http.get("/metrics").text
+
+
+def test_routers_of_kubernetes_find_the_names_that_they_know() -> None:
+    with running(FakeAsyncLLM(step=0.02)) as server:
+        body = {"prompt": "hello" * 50, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_lines())
+            metrics = read(server)
+            assert metrics["vllm:num_requests_running", ()] == 1
+            assert metrics["vllm:num_requests_waiting", ()] == 0
+            assert metrics["vllm:kv_cache_usage_perc", ()] == 256 * 1024 / (1 << 20)
+        wait_for(lambda: read(server)["vllm:num_requests_running", ()] == 0)
+        assert read(server)["vllm:kv_cache_usage_perc", ()] == 0
 
 
 def test_latencies_count_every_token_once(server: RunningServer) -> None:

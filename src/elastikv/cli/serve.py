@@ -9,7 +9,7 @@ import re
 import socket
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,10 +140,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def models_from_args(args: argparse.Namespace) -> Models:
-    """All that ``-m`` and ``-hf`` name, under one budget; none is loaded yet. Raises InvalidRequest, ModelError."""
+def models_from_args(args: argparse.Namespace, make_engine: Callable[[LLM], AsyncLLM] | None = None) -> Models:
+    """All that ``-m`` and ``-hf`` name, under one budget; none is loaded yet. Raises InvalidRequest.
+
+    make_engine: of a loaded model; None: an ``AsyncLLM``.
+    """
+    from elastikv.engine.async_llm import AsyncLLM
     from elastikv.engine.sharing import SharedBudget
     from elastikv.server.models import Models, ServedModel
+
+    def load(alone: argparse.Namespace, scheduling: SchedulerOptions) -> AsyncLLM:
+        return (make_engine or AsyncLLM)(_load_llm(alone, scheduling, shared))
 
     if args.model_idle is not None and not args.model_idle > 0:
         raise InvalidRequest(f"--model-idle must be above 0, got {args.model_idle:g}; leave it out for never")
@@ -157,7 +164,7 @@ def models_from_args(args: argparse.Namespace) -> Models:
         # What is wrong with a model that is alone shows when it is loaded, which is at once.
         n_bytes = _checked_weight_bytes(alone) if len(each) > 1 and alone.hf_repo is None else 0
         scheduling = scheduling_from_args(args, None if len(each) == 1 else name)
-        served.append(ServedModel(partial(_load_engine, alone, scheduling, shared), name, n_bytes))
+        served.append(ServedModel(partial(load, alone, scheduling), name, n_bytes))
     return Models(served, shared, load=args.model_load, idle_seconds=args.model_idle, most=args.models_max)
 
 
@@ -303,19 +310,13 @@ def _allow_connections(n_waiting: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _load_engine(args: argparse.Namespace, scheduling: SchedulerOptions, shared: SharedBudget) -> AsyncLLM:
-    from elastikv.engine.async_llm import AsyncLLM
-
+def _load_llm(args: argparse.Namespace, scheduling: SchedulerOptions, shared: SharedBudget) -> LLM:
+    """Load a model and warm it up: kernels compile when they are first used, better now than while a client waits."""
     llm = llm_from_args(args, scheduler=scheduling, kv_budget=shared)
-    _warm_up(llm)
-    return AsyncLLM(llm)
-
-
-def _warm_up(llm: LLM) -> None:
-    """Kernels compile when they are first used: better now than while a client waits."""
     for n_tokens in (min(40, llm.n_ctx), 1):
         llm.forward([0] * n_tokens, seq_id=0)
         llm.memory.seq_rm(0)
+    return llm
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from elastikv.engine.stats import EngineStats
+
+Number = tuple[str, str, float, str]
+"""Kind, name, value, help."""
 
 
 def llama_metrics(stats: EngineStats) -> str:
     """Prometheus text. By hand, for prometheus_client wants every counter to be called ``_total``."""
+    return metrics_text("llamacpp", _numbers(stats))
+
+
+def metrics_text(prefix: str, numbers: Iterable[Number]) -> str:
+    """Prometheus text of numbers whose names begin with ``prefix:``."""
     lines = []
-    for kind, name, value, text in _numbers(stats):
-        lines += [f"# HELP llamacpp:{name} {text}", f"# TYPE llamacpp:{name} {kind}", f"llamacpp:{name} {value}"]
+    for kind, name, value, text in numbers:
+        lines += [f"# HELP {prefix}:{name} {text}", f"# TYPE {prefix}:{name} {kind}", f"{prefix}:{name} {value}"]
     return "\n".join(lines) + "\n"
 
 
-def _numbers(stats: EngineStats) -> Iterator[tuple[str, str, float, str]]:
+def _numbers(stats: EngineStats) -> Iterator[Number]:
     totals = stats.totals
     yield "counter", "prompt_tokens_total", totals.tokens_prompt, "Prompt tokens computed"
     yield "counter", "prompt_tokens_cached_total", totals.tokens_cached, "Prompt tokens that were held already"

@@ -23,6 +23,7 @@ from elastikv.engine.stats import EngineStats
 from elastikv.memory.base import MemoryStats
 from elastikv.server.description import content
 from elastikv.server.llama_metrics import llama_metrics
+from elastikv.server.vllm_metrics import vllm_metrics
 
 router = APIRouter()
 
@@ -87,8 +88,10 @@ async def metrics(request: Request, model: str | None = None) -> Response:
         registry = CollectorRegistry()
         registry.register(_EngineCollector(stats, with_names=len(asked) > 1))
         text += generate_latest(registry)
-        if len(asked) == 1:
-            text += llama_metrics(*stats.values()).encode()
+    for each in asked if len(asked) == 1 else ():
+        if each.name in stats:
+            numbers, sessions = stats[each.name], await each.ready_engine().sessions()
+            text += (llama_metrics(numbers) + vllm_metrics(numbers, sessions)).encode()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST, "Process-Start-Time-Unix": str(state.started)})
 
 

@@ -50,7 +50,7 @@ class SessionStore:
         self._files: SessionFiles | None = None
         if options.park_dir is not None:
             self._files = SessionFiles(Path(options.park_dir), memory, fingerprint)
-            self._adopt_files(self._files)
+            self._look_at(self._files)
 
     # Which there are
 
@@ -183,7 +183,7 @@ class SessionStore:
             self._sessions.pop(session.id, None)
             return False
         session.state, session.path = "idle", None
-        path.unlink(missing_ok=True)
+        files.remove(path)
         self._events.add("restore", session.id, n_cells=self.n_held(session))
         return True
 
@@ -191,8 +191,8 @@ class SessionStore:
         """The session is forgotten, in memory and on disk."""
         n_cells, n_bytes = self.n_held(session), self._committed_bytes(session)
         is_parked = session.state == "parked"
-        if session.path is not None:
-            session.path.unlink(missing_ok=True)
+        if self._files is not None and session.path is not None:
+            self._files.remove(session.path)
         self._memory.seq_rm(session.seq_id)  # a parked one has cells if its restoring was interrupted
         self._sessions.pop(session.id, None)
         if n_cells and not is_parked:
@@ -267,9 +267,14 @@ class SessionStore:
         found = [session for session in self._sessions.values() if session.state == state]
         return sorted(found, key=lambda session: (session.last_used, session.id))
 
-    def _adopt_files(self, files: SessionFiles) -> None:
-        """Take over the parked sessions of an earlier run."""
-        for path, header in files.found():
+    def _look_at(self, files: SessionFiles) -> None:
+        """Take over what an earlier run or another server has parked, and forget what another one has taken."""
+        there = files.paths()
+        for session in self.parked():
+            if session.path not in there:
+                self.drop(session)
+        known = {session.path for session in self.parked()}
+        for path, header in files.headers(path for path in there if path not in known):
             session = self.new()
             session.token_ids, session.n_prompt = list(header.token_ids), header.n_prompt
             session.state, session.path, session.last_used = "parked", path, self._clock()
@@ -279,6 +284,8 @@ class SessionStore:
         """The session to run on, and how many of the request's tokens it holds."""
         # A request that was preempted goes on where it was parked, whatever it wants of others' cells.
         may_reuse = self._options.prefix_reuse and (owner.caches_prompt or owner.n_generated)
+        if may_reuse and self._files is not None:
+            self._look_at(self._files)
         reuse = best_reuse(owner.token_ids, self, self._memory) if may_reuse else None
         if reuse and reuse.how == "copy":
             return owner.session, self._copy(owner, reuse)
