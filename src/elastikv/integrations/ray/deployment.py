@@ -21,10 +21,10 @@ ROUTER = "elastikv.integrations.ray.router:PrefixRouter"
 def build(arguments: Mapping[str, Any], router: str = ROUTER) -> serve.Application:
     """The application that ``arguments`` ask for. router: where the class is that routes. Raises InvalidRequest."""
     planned = plan(arguments)
-    flags, scheduling = planned.flags, planned.scheduling
+    flags = planned.flags
     policy = AutoscalingPolicy(
         policy_function="elastikv.integrations.ray.policy:MemoryPolicy",
-        policy_kwargs={"n_parallel": scheduling.n_parallel, "target_used": flags.target_used},
+        policy_kwargs={"n_parallel": flags.parallel, "target_used": flags.target_used},
     )
     scaling = AutoscalingConfig(
         min_replicas=flags.min_replicas,
@@ -35,7 +35,7 @@ def build(arguments: Mapping[str, Any], router: str = ROUTER) -> serve.Applicati
     )
     routing = RequestRouterConfig(
         request_router_class=router,
-        request_router_kwargs={"n_parallel": scheduling.n_parallel} if router == ROUTER else {},
+        request_router_kwargs={"n_parallel": flags.parallel} if router == ROUTER else {},
         request_routing_stats_period_s=1.0,
     )
     # Requests wait at the replica, whose queue says when it is full and is seen by the policy.
@@ -43,7 +43,7 @@ def build(arguments: Mapping[str, Any], router: str = ROUTER) -> serve.Applicati
         Replica,
         name="replica",
         ray_actor_options={"num_cpus": flags.num_cpus},
-        max_ongoing_requests=scheduling.max_queue + scheduling.n_parallel,
+        max_ongoing_requests=flags.max_queue + flags.parallel,
         autoscaling_config=scaling,
         request_router_config=routing,
         graceful_shutdown_timeout_s=planned.settings.drain + _TO_PARK,
@@ -54,6 +54,6 @@ def build(arguments: Mapping[str, Any], router: str = ROUTER) -> serve.Applicati
         name="front",
         num_replicas=flags.fronts,
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=flags.fronts * (scheduling.max_queue + scheduling.n_parallel) * flags.max_replicas,
+        max_ongoing_requests=flags.fronts * (flags.max_queue + flags.parallel) * flags.max_replicas,
     )
     return front.bind(planned.settings, replicas)
