@@ -19,7 +19,6 @@ from elastikv.cli.options import (
     scheduler_from_args,
 )
 from elastikv.errors import InvalidRequest
-from elastikv.memory.growth import parse_size
 
 if TYPE_CHECKING:
     from elastikv.engine.async_llm import AsyncLLM
@@ -118,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_from_args(args: argparse.Namespace) -> ServerSettings:
     """Raises InvalidRequest."""
+    from elastikv.memory.growth import parse_size
     from elastikv.server import ServerSettings
 
     if not 0 <= args.port < 65536:
