@@ -14,7 +14,6 @@ from elastikv.kernels.cpu.formats.cells import CELLS_PREFETCH, SCORE_STRIDE
 from elastikv.kernels.cpu.formats.layout import load_values
 from elastikv.kernels.cpu.formats.plain import F16
 from elastikv.kernels.cpu.jit import inlined
-from elastikv.kernels.cpu.simd.features import has
 from elastikv.kernels.cpu.simd.math import splat, store_sums
 from elastikv.kernels.cpu.simd.memory import store_f32
 from elastikv.kernels.cpu.simd.rows import four_rows, offset_rows, prefetch_bytes
@@ -63,32 +62,8 @@ def _qk_1(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int
 
 
 @inlined
-def _qk_2_by_pairs(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
-    """``out[head][cell] = q . row``: four cells, two query heads; the sums of two cells fit few registers."""
-    a, b = _two_by_two(layout, rows[:2], scales[:2], width, q, q_stride)
-    c, d = _two_by_two(layout, rows[2:], scales[2:], width, q, q_stride)
-    store_sums(out, *a, *c)
-    store_sums(out + SCORE_STRIDE, *b, *d)
-
-
-@inlined
-def _two_by_two(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int) -> Any:
-    """Sums of products of two cells with two query heads, by head."""
-    a, b = splat(_ZERO), splat(_ZERO)
-    c, d = splat(_ZERO), splat(_ZERO)
-    for start in range(0, width, layout.key_step()):
-        first = layout.load_key(rows[0], scales[0], start, width)
-        second = layout.load_key(rows[1], scales[1], start, width)
-        query = layout.load_query(q, start)
-        a, b = layout.add_product(first, query, a), layout.add_product(second, query, b)
-        query = layout.load_query(q + q_stride, start)
-        c, d = layout.add_product(first, query, c), layout.add_product(second, query, d)
-    return (a, b), (c, d)
-
-
-@inlined
-def _qk_2_at_once(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
-    """The same where registers suffice for four cells."""
+def _qk_2(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int, out: int) -> None:
+    """``out[head][cell] = q . row``: four cells, two query heads."""
     a = b = _no_products()
     for start in range(0, width, layout.key_step()):
         keys = _load_keys(layout, rows, scales, start, width)
@@ -112,10 +87,6 @@ def _qk_4(layout: Any, rows: Any, scales: Any, width: int, q: int, q_stride: int
     store_sums(out + SCORE_STRIDE, *b)
     store_sums(out + 2 * SCORE_STRIDE, *c)
     store_sums(out + 3 * SCORE_STRIDE, *d)
-
-
-_FEW_REGISTERS = not has("avx512bw")
-_qk_2 = _qk_2_by_pairs if _FEW_REGISTERS else _qk_2_at_once
 
 
 @inlined
@@ -150,9 +121,8 @@ def qk_block(
             first = head * group
             if group == 1:
                 _qk_1(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
-            elif group == 2 or _FEW_REGISTERS:
-                for query in range(first, first + group, 2):
-                    _qk_2(layout, k, s, d, q + query * q_stride, q_stride, out + query * SCORE_STRIDE)
+            elif group == 2:
+                _qk_2(layout, k, s, d, q + first * q_stride, q_stride, out + first * SCORE_STRIDE)
             else:
                 for query in range(first, first + group, 4):
                     _qk_4(layout, k, s, d, q + query * q_stride, q_stride, out + query * SCORE_STRIDE)
