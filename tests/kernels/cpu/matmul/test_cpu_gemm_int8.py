@@ -67,6 +67,17 @@ def test_a_row_of_x_gives_the_same_bits_whatever_is_beside_it(kind: str, threads
         assert torch.equal(torch.cat([product(piece, weight) for piece in x.split(sizes)]), whole)
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("n_in", [32, 288])
+def test_rows_that_are_not_whole_groups_of_eight_blocks(kind: str, n_in: int) -> None:
+    torch.manual_seed(0)
+    weight, values = make_weight(kind, 70, n_in)
+    x = torch.randn(2, n_in)
+    whole, exact = product(x, weight), quantised(x) @ values.t()
+    assert float((whole.double() - exact).norm() / exact.norm()) < 1e-3
+    assert torch.equal(torch.cat([product(row, weight) for row in x.split(1)]), whole)
+
+
 def test_more_rows_than_are_quantised_at_once() -> None:
     torch.manual_seed(0)
     n_in = 1 << 14

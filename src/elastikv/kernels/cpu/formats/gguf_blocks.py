@@ -6,10 +6,13 @@ its low four bits and value ``i + 16`` in its high ones, both 8 too large.
 
 from __future__ import annotations
 
+from llvmlite import ir
 from typing_extensions import override
 
 from elastikv.kernels.cpu.formats.weights import BlockLayout
+from elastikv.kernels.cpu.simd import int8_dots
 from elastikv.kernels.cpu.simd.features import has_vnni
+from elastikv.kernels.cpu.simd.int8_dots import BLOCKS, DotCode, I8x32, dots_by
 from elastikv.kernels.cpu.simd.int8_panel import BlockCode, PanelFormat, unpack_by
 from elastikv.kernels.cpu.simd.int8_row import multiply_by
 from elastikv.kernels.cpu.simd.math import fma, splat
@@ -43,6 +46,15 @@ _unpack_q8_0, _multiply_q8_0 = unpack_by(_Q8_0_PANEL, _read_q8_0), multiply_by(_
 _unpack_q4_0, _multiply_q4_0 = unpack_by(_Q4_0_PANEL, _read_q4_0), multiply_by(_Q4_0_PANEL, _read_q4_0)
 
 
+def _dots_of_q8_0(code: DotCode) -> ir.Value:
+    for block in range(BLOCKS):
+        code.put_signed(block, code.load(34 * block + 2, I8x32))
+    return code.products(code.halves_at(34))
+
+
+_dots_q8_0 = dots_by(_Q8_0_PANEL, 34 * BLOCKS, _dots_of_q8_0)
+
+
 class Q8_0Blocks(BlockLayout):  # noqa: N801
     """34 bytes a block: a float16 scale, 32 int8."""
 
@@ -50,6 +62,7 @@ class Q8_0Blocks(BlockLayout):  # noqa: N801
     block_values = BLOCK
     block_bytes = 34
     panel = _Q8_0_PANEL
+    in_order = int8_dots.pays()
 
     @override
     def load(self, row: int, scales: int, start: int) -> Vector:
@@ -69,6 +82,10 @@ class Q8_0Blocks(BlockLayout):  # noqa: N801
     @override
     def multiply_block(self, rows: int, offset: int, x: int, ahead: int, sums: Vector) -> Vector:
         return _multiply_q8_0(rows, offset, x, ahead, sums)
+
+    @override
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, n: int, out: int) -> None:
+        _dots_q8_0(row, x, starts, upper_starts, n, out)
 
 
 class Q4_0Blocks(BlockLayout):  # noqa: N801

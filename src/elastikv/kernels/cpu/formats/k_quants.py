@@ -230,9 +230,9 @@ def _dots_of_q6_k(code: DotCode) -> ir.Value:
     return code.products(*(builder.fmul(builder.sitofp(each, int8_dots.F32x8), d) for each in integers))
 
 
-_dots_q4_k = dots_by(_Q4_K_PANEL, lambda code: _dots_with_minima(code, 16, None))
-_dots_q5_k = dots_by(_Q5_K_PANEL, lambda code: _dots_with_minima(code, 48, 16))
-_dots_q6_k = dots_by(_Q6_K_PANEL, _dots_of_q6_k)
+_dots_q4_k = dots_by(_Q4_K_PANEL, 144, lambda code: _dots_with_minima(code, 16, None))
+_dots_q5_k = dots_by(_Q5_K_PANEL, 176, lambda code: _dots_with_minima(code, 48, 16))
+_dots_q6_k = dots_by(_Q6_K_PANEL, 210, _dots_of_q6_k)
 
 
 # --- the layouts
@@ -258,8 +258,8 @@ class Q4_KLayout(KQuantLayout):  # noqa: N801
         _unpack_q4_k(rows, offset, out, ahead)
 
     @override
-    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
-        _dots_q4_k(row, x, starts, upper_starts, out)
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, n: int, out: int) -> None:
+        _dots_q4_k(row, x, starts, upper_starts, n, out)
 
 
 class Q5_KLayout(KQuantLayout):  # noqa: N801
@@ -282,8 +282,8 @@ class Q5_KLayout(KQuantLayout):  # noqa: N801
         _unpack_q5_k(rows, offset, out, ahead)
 
     @override
-    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
-        _dots_q5_k(row, x, starts, upper_starts, out)
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, n: int, out: int) -> None:
+        _dots_q5_k(row, x, starts, upper_starts, n, out)
 
 
 class Q6_KLayout(KQuantLayout):  # noqa: N801
@@ -310,8 +310,8 @@ class Q6_KLayout(KQuantLayout):  # noqa: N801
         _unpack_q6_k(rows, offset, out, ahead)
 
     @override
-    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
-        _dots_q6_k(row, x, starts, upper_starts, out)
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, n: int, out: int) -> None:
+        _dots_q6_k(row, x, starts, upper_starts, n, out)
 
 
 Q4_K_BLOCKS, Q5_K_BLOCKS, Q6_K_BLOCKS = Q4_KLayout(), Q5_KLayout(), Q6_KLayout()

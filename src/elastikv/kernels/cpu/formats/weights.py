@@ -13,6 +13,7 @@ from elastikv.kernels.cpu.simd.vector import Vector
 compiled_constant("block_values")
 compiled_constant("block_bytes")
 compiled_constant("panel_numbers")
+compiled_constant("in_order")
 
 
 class BlockLayout(Layout):
@@ -25,7 +26,7 @@ class BlockLayout(Layout):
     """What products of integers take the weights to be."""
 
     in_order: bool = False
-    """Whether one row of x is multiplied by ``dots``, rather than by ``multiply_block``."""
+    """Whether a single row of x is multiplied by ``dots``, rather than by ``multiply_block``."""
 
     @property
     def panel_numbers(self) -> tuple[int, int, int, int]:
@@ -70,8 +71,8 @@ class BlockLayout(Layout):
         """
 
     @compiled
-    def dots(self, row: int, x: int, starts: int, upper_starts: int, out: int) -> None:
-        """256 values at the address of a row times as many of one row of x, where ``in_order``.
+    def dots(self, row: int, x: int, starts: int, upper_starts: int, n: int, out: int) -> None:
+        """n times 256 values from an address on times as many of one row of x, where ``in_order``.
 
         See ``simd/int8_dots``.
         """

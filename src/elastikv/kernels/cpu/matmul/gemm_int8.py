@@ -20,11 +20,11 @@ from elastikv.kernels.cpu.formats.layout import load_values, store_values
 from elastikv.kernels.cpu.formats.plain import F32
 from elastikv.kernels.cpu.jit import inlined, kernel, typed
 from elastikv.kernels.cpu.matmul.arguments import Activations, Matrix
-from elastikv.kernels.cpu.simd.int8_dots import BLOCKS, add_blocks
+from elastikv.kernels.cpu.simd.int8_dots import BLOCKS, VALUES, add_blocks
 from elastikv.kernels.cpu.simd.int8_panel import BLOCK, GROUPS, PANEL_ROWS
 from elastikv.kernels.cpu.simd.int8_tile import WIDTHS, tile
 from elastikv.kernels.cpu.simd.math import absolute, max_lanes, maximum, round_even, splat, sum_lanes
-from elastikv.kernels.cpu.simd.memory import load_f32, load_float, store_float, store_i8, store_int
+from elastikv.kernels.cpu.simd.memory import copy_half, load_f32, store_float, store_i8, store_int
 from elastikv.kernels.cpu.simd.vector import LANES
 
 _ZERO = np.float32(0)
@@ -53,6 +53,10 @@ _FEW_ROWS = 16
 """Rows of x that a single thread quantises before others would have begun to."""
 
 
+_JOB_ROWS = 64
+"""Weight rows that a thread multiplies at a time with a single row of x."""
+
+
 # --- x
 
 
@@ -66,7 +70,14 @@ def padded_rows(n: int) -> int:
 def quantised_bytes(layout: Any, n: int, n_in: int) -> int:
     """Room for n quantised rows."""
     token_bytes: int = layout.panel_numbers[1]
-    return padded_rows(n) * (n_in // BLOCK) * token_bytes
+    n_blocks = _padded_blocks(n_in) if n == 1 else padded_rows(n) * (n_in // BLOCK)
+    return n_blocks * token_bytes
+
+
+@inlined
+def _padded_blocks(n_in: int) -> int:
+    """Blocks of x as ``int8_dots`` has them."""
+    return (n_in + VALUES - 1) // VALUES * BLOCKS
 
 
 @inlined
@@ -96,9 +107,23 @@ def _quantise_block(layout: Any, x: int, values: int, numbers: int, stride: int)
 
 
 @inlined
+def _quantise_in_order(layout: Any, x: int, n_in: int, out: int) -> None:
+    """A single row of x as ``int8_dots`` has it."""
+    n_blocks = _padded_blocks(n_in)
+    numbers = out + n_blocks * BLOCK
+    for block in range(n_in // BLOCK):
+        _quantise_block(layout, x + block * BLOCK * 4, out + block * BLOCK, numbers + 4 * block, 4 * n_blocks)
+    for block in range(n_in // BLOCK, n_blocks):
+        store_float(numbers + 4 * block, _ZERO)
+
+
+@inlined
 def quantise_row(layout: Any, rows: tuple[int, int, int, int], row: int, out: int) -> None:
     """One row of x to its place in ``out``; a row behind the last repeats it. rows: address, stride, n, n_in of x."""
     x, x_stride, n, n_in = rows
+    if layout.in_order and n == 1:
+        _quantise_in_order(layout, x, n_in, out)
+        return
     token_bytes, n_blocks = layout.panel_numbers[1], n_in // BLOCK
     first = row // _WIDEST * _WIDEST
     width, source = _tile_width(first, n), x + min(row, n - 1) * x_stride
@@ -231,28 +256,30 @@ def _multiply_by_sixteen(layout: Any, matrix: Matrix, out: int, quantised: int, 
 def _multiply_in_order(layout: Any, matrix: Matrix, out: int, quantised: int, begin: int, end: int) -> None:
     """The same rows one after the other, as they lie in memory."""
     weight, weight_stride, _, n_in, bias = matrix
-    token_bytes, n_blocks = layout.panel_numbers[1], n_in // BLOCK
-    numbers = np.empty((3, n_blocks), dtype=np.float32)  # of x's blocks: scales and starts, which may be int32
-    for block in range(n_blocks):
-        for number in range((token_bytes - BLOCK) // 4):
-            numbers[number, block] = load_float(quantised + block * token_bytes + BLOCK + 4 * number)
-    products = np.zeros((LANES, n_blocks), dtype=np.float32)
+    n_blocks, n_whole = _padded_blocks(n_in), n_in // VALUES
+    scales, whole_bytes = quantised + n_blocks * BLOCK, layout.row_bytes(n_whole * VALUES)
+    products = np.empty((LANES, n_blocks), dtype=np.float32)
+    last = np.zeros(layout.row_bytes(VALUES), dtype=np.uint8)  # what is left of a row, and weights of zero
     for first in range(begin, end, LANES):
         for row in range(min(LANES, end - first)):
-            place = weight + (first + row) * weight_stride
-            for block in range(0, n_blocks, BLOCKS):
-                layout.dots(
-                    place + layout.row_bytes(block * BLOCK),
-                    quantised + block * token_bytes,
-                    numbers[1].ctypes.data + block * 4,
-                    numbers[2].ctypes.data + block * 4,
-                    products.ctypes.data + (row * n_blocks + block) * 4,
-                )
+            place, target = weight + (first + row) * weight_stride, products.ctypes.data + row * n_blocks * 4
+            _dots(layout, place, quantised, n_blocks, 0, n_whole, target)
+            if n_whole * VALUES < n_in:
+                for byte in range(0, layout.row_bytes(n_in) - whole_bytes, 2):
+                    copy_half(place + whole_bytes + byte, last.ctypes.data + byte)
+                _dots(layout, last.ctypes.data, quantised, n_blocks, n_whole, 1, target)
         sums = load_values(F32, bias, 0, first, end) if bias != 0 else splat(_ZERO)
         for block in range(0, n_blocks, BLOCKS):
-            place = products.ctypes.data + block * 4
-            sums = add_blocks(place, n_blocks * 4, numbers.ctypes.data + block * 4, sums)
+            sums = add_blocks(products.ctypes.data + block * 4, n_blocks * 4, scales + block * 4, sums)
         store_values(F32, out, first, end, sums)
+
+
+@inlined
+def _dots(layout: Any, row: int, quantised: int, n_blocks: int, group: int, n: int, out: int) -> None:
+    """n groups of eight blocks from an address on times those of x from a group on. out: of the row's first."""
+    offset = group * BLOCKS * 4
+    starts = quantised + n_blocks * (BLOCK + 4) + offset
+    layout.dots(row, quantised + group * VALUES, starts, starts + n_blocks * 4, n, out + offset)
 
 
 @inlined
@@ -282,6 +309,7 @@ def multiply(layout: Any, matrix: Matrix, activations: Activations) -> None:
             for row in prange(n_padded):
                 quantise_row(layout, (piece, x_stride, n, n_in), row, quantised.ctypes.data)
         rows = (piece, x_stride, n, out + start * out_stride, out_stride)
-        for job in prange((n_out + PANEL_ROWS - 1) // PANEL_ROWS):
-            begin = job * PANEL_ROWS
-            multiply_rows(layout, matrix, rows, quantised.ctypes.data, begin, min(begin + PANEL_ROWS, n_out))
+        job_rows = PANEL_ROWS if n > 1 else _JOB_ROWS
+        for job in prange((n_out + job_rows - 1) // job_rows):
+            begin = job * job_rows
+            multiply_rows(layout, matrix, rows, quantised.ctypes.data, begin, min(begin + job_rows, n_out))

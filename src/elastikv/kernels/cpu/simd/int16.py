@@ -12,6 +12,7 @@ from numba import types
 
 from elastikv.kernels.cpu.jit import inlined
 from elastikv.kernels.cpu.simd.features import has
+from elastikv.kernels.cpu.simd.memory import load_first
 from elastikv.kernels.cpu.simd.vector import (
     I8,
     I32,
@@ -21,7 +22,6 @@ from elastikv.kernels.cpu.simd.vector import (
     I32x16,
     Int16Vector,
     call_intrinsic,
-    first_lanes,
     halves,
     int16_type,
     int32_type,
@@ -56,9 +56,7 @@ def load_i8_as_i16(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 @operation(int16_type, types.intp, types.intp)
 def load_i8_as_i16_part(builder: ir.IRBuilder, address: ir.Value, count: ir.Value) -> ir.Value:
     """``load_i8_as_i16_part(address, count)``: the first ``count`` of 32 int8 as int16, zeros behind."""
-    mask = first_lanes(builder, count, INT16_LANES)
-    arguments = [pointer(builder, address), I32(1), mask, ir.Constant(_I8x32, None)]
-    return builder.sext(call_intrinsic(builder, "llvm.masked.load.v32i8.p0", _I8x32, arguments), I16x32)
+    return builder.sext(load_first(builder, _I8x32, address, count), I16x32)
 
 
 @inlined

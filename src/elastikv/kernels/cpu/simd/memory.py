@@ -10,7 +10,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
+from elastikv.kernels.cpu.simd.features import has
 from elastikv.kernels.cpu.simd.vector import (
     F16,
     F32,
@@ -27,6 +29,45 @@ from elastikv.kernels.cpu.simd.vector import (
     splat_value,
     vector_type,
 )
+
+# --- the first lanes of a vector
+
+
+def _has_masks(element: ir.Type) -> bool:
+    """Whether one instruction loads or stores some lanes. Without, LLVM would branch for each of them."""
+    return has("avx512bw") or (has("avx2") and element in (F32, I32))
+
+
+def load_first(builder: ir.IRBuilder, typ: ir.VectorType, address: ir.Value, count: ir.Value) -> ir.Value:
+    """Write the code that loads the lanes below ``count``, and zeros."""
+    if _has_masks(typ.element):
+        name = f"llvm.masked.load.v{typ.count}{typ.element.intrinsic_name}.p0"
+        mask, zero = first_lanes(builder, count, typ.count), ir.Constant(typ, None)
+        return call_intrinsic(builder, name, typ, [pointer(builder, address), I32(1), mask, zero])
+    place = pointer(builder, builder.ptrtoint(cgutils.alloca_once(builder, typ), address.type))
+    builder.store(ir.Constant(typ, None), place, align=1)
+    _copy(builder, typ.element, pointer(builder, address), place, count)
+    return builder.load(place, align=1, typ=typ)
+
+
+def store_first(builder: ir.IRBuilder, value: ir.Value, address: ir.Value, count: ir.Value) -> None:
+    """Write the code that stores the lanes below ``count``."""
+    typ = value.type
+    if _has_masks(typ.element):
+        name = f"llvm.masked.store.v{typ.count}{typ.element.intrinsic_name}.p0"
+        arguments = [value, pointer(builder, address), I32(1), first_lanes(builder, count, typ.count)]
+        call_intrinsic(builder, name, ir.VoidType(), arguments)
+        return
+    place = pointer(builder, builder.ptrtoint(cgutils.alloca_once(builder, typ), address.type))
+    builder.store(value, place, align=1)
+    _copy(builder, typ.element, place, pointer(builder, address), count)
+
+
+def _copy(builder: ir.IRBuilder, element: ir.Type, source: ir.Value, target: ir.Value, count: ir.Value) -> None:
+    with cgutils.for_range(builder, count) as loop:
+        place, end = (builder.gep(each, [loop.index], source_etype=element) for each in (source, target))
+        builder.store(builder.load(place, align=1, typ=element), end, align=1)
+
 
 # --- vectors
 
@@ -48,7 +89,7 @@ def _widen_i8(builder: ir.IRBuilder, raw: ir.Value) -> ir.Value:
     return builder.sitofp(builder.sext(raw, I32x16), F32x16)
 
 
-def _loader(element: ir.Type, suffix: str, widen: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> tuple[Any, Any]:
+def _loader(element: ir.Type, widen: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> tuple[Any, Any]:
     """``load(address)`` and ``load_part(address, count)`` for one element type."""
     raw_type = ir.VectorType(element, LANES)
 
@@ -58,11 +99,7 @@ def _loader(element: ir.Type, suffix: str, widen: Callable[[ir.IRBuilder, ir.Val
 
     @operation(vector_type, types.intp, types.intp)
     def load_part(builder: ir.IRBuilder, address: ir.Value, count: ir.Value) -> ir.Value:
-        mask = first_lanes(builder, count)
-        name = f"llvm.masked.load.v{LANES}{suffix}.p0"
-        zero = ir.Constant(raw_type, None)
-        raw = call_intrinsic(builder, name, raw_type, [pointer(builder, address), I32(1), mask, zero])
-        return widen(builder, raw)
+        return widen(builder, load_first(builder, raw_type, address, count))
 
     return load, load_part
 
@@ -80,12 +117,12 @@ def _centred(builder: ir.IRBuilder, nibbles: ir.Value) -> ir.Value:
     return _widen_i8(builder, builder.sub(nibbles, ir.Constant(nibbles.type, [8] * LANES)))
 
 
-load_f32, load_f32_part = _loader(F32, "f32", _widen_f32)
-load_f16, load_f16_part = _loader(F16, "f16", _widen_f16)
-load_bf16, load_bf16_part = _loader(I16, "i16", _widen_bf16)
-load_i8, load_i8_part = _loader(I8, "i8", _widen_i8)
-load_low_nibbles, _ = _loader(I8, "i8", _widen_low_nibbles)
-load_high_nibbles, _ = _loader(I8, "i8", _widen_high_nibbles)
+load_f32, load_f32_part = _loader(F32, _widen_f32)
+load_f16, load_f16_part = _loader(F16, _widen_f16)
+load_bf16, load_bf16_part = _loader(I16, _widen_bf16)
+load_i8, load_i8_part = _loader(I8, _widen_i8)
+load_low_nibbles, _ = _loader(I8, _widen_low_nibbles)
+load_high_nibbles, _ = _loader(I8, _widen_high_nibbles)
 
 
 def _narrow_f32(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -117,7 +154,7 @@ def _narrow_integer(bits: int) -> Callable[[ir.IRBuilder, ir.Value], ir.Value]:
     return narrow
 
 
-def _storer(suffix: str, narrow: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> tuple[Any, Any]:
+def _storer(narrow: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> tuple[Any, Any]:
     """``store(address, value)`` and ``store_part(address, value, count)`` for one element type."""
 
     @operation(types.void, types.intp, vector_type)
@@ -126,18 +163,16 @@ def _storer(suffix: str, narrow: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -
 
     @operation(types.void, types.intp, vector_type, types.intp)
     def store_part(builder: ir.IRBuilder, address: ir.Value, value: ir.Value, count: ir.Value) -> None:
-        narrowed, mask = narrow(builder, value), first_lanes(builder, count)
-        arguments = [narrowed, pointer(builder, address), I32(1), mask]
-        call_intrinsic(builder, f"llvm.masked.store.v{LANES}{suffix}.p0", ir.VoidType(), arguments)
+        store_first(builder, narrow(builder, value), address, count)
 
     return store, store_part
 
 
-store_f32, store_f32_part = _storer("f32", _narrow_f32)
-store_f16, store_f16_part = _storer("f16", _narrow_f16)
-store_bf16, store_bf16_part = _storer("i16", _narrow_bf16)
-store_i8, store_i8_part = _storer("i8", _narrow_integer(8))
-store_i16, _ = _storer("i16", _narrow_integer(16))
+store_f32, store_f32_part = _storer(_narrow_f32)
+store_f16, store_f16_part = _storer(_narrow_f16)
+store_bf16, store_bf16_part = _storer(_narrow_bf16)
+store_i8, store_i8_part = _storer(_narrow_integer(8))
+store_i16, _ = _storer(_narrow_integer(16))
 
 
 def _lane_pointers(builder: ir.IRBuilder, address: ir.Value, stride: ir.Value) -> ir.Value:
