@@ -8,14 +8,14 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from elastikv.errors import ModelError, format_bytes
+from elastikv.errors import ElastikvError, ModelError, format_bytes
 from elastikv.memory.machine import MachineMemory, read_machine_memory
 from elastikv.server.errors import APIError, unavailable
 
@@ -205,6 +205,10 @@ class Models:
                 model.name, model.weight_bytes = model.name or info.name, info.weight_bytes
                 model.engine, model.last_used = engine, time.monotonic()
             log.info("%s", model.ready_line())
+        except Exception as error:
+            if self.is_open:  # at the start the owner of the process is told
+                log.error("%s could not be loaded: %s", model.name, error)
+            raise
         finally:
             model.loading = None
 
@@ -296,8 +300,9 @@ class Models:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        with suppress(asyncio.CancelledError):
-            task.exception()  # whoever waits for it raises it; if nobody does, it is no news
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, ElastikvError):  # those are told to whoever waits
+            log.error("a model could not be loaded or put away", exc_info=error)
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
