@@ -84,11 +84,11 @@ def _read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _read_response_template(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    from transformers.utils.chat_parsing.response_templates import load_response_template
-
     template: Mapping[str, Any] | None = config.get("response_template")
     if template is None:
         return None
+    from transformers.utils.chat_parsing.response_templates import load_response_template
+
     try:
         load_response_template(dict(template))
     except (ValueError, TypeError, KeyError) as error:
