@@ -9,6 +9,7 @@ kernels, step_profile   rates of each kernel beside a plain read; where a decode
 peers, server_peers     beside llama.cpp and transformers; beside llama-server
 transformers_cache      ElasticCache beside transformers' own caches
 sessions, soak          many sessions on one budget; minutes of clients that misbehave
+fleet                   routers and scaling on up to 1,000 replicas, simulated
 quality                 what smaller cells and packed weights cost
 speculation             prompt lookup on and off, and that the texts are the same
 shapes                  random models in the shapes of real ones, which the others use
