@@ -17,12 +17,12 @@ Marks = tuple[int, ...]
 def _mark_ends() -> Iterator[int]:
     end = 0
     while end < 1 << 30:
-        end += max(64, end // 8)
+        end += max(64, end // 32)
         yield end
 
 
 MARK_ENDS = tuple(_mark_ends())
-"""Bytes that each mark stands for: 64 more than the last, later an eighth more, so that a book has only some dozens."""
+"""Bytes that each mark stands for: 64 more than the last, beyond 2 KiB a 32nd more, so that a book has some hundreds."""
 
 
 def marks_of(text: str) -> Marks:

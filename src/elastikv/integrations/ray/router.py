@@ -61,15 +61,16 @@ class PrefixRouter(ConsistentHashRouter):
             self._routes.sent(replica_id, pending_request.args[0].held_as)
 
     def _loads(self, replicas: dict[ReplicaID, RunningReplica]) -> dict[ReplicaID, Load]:
-        """What a replica reported or this router has sent it, whichever is more, and what is on its way there."""
+        """What a replica told this router with its last answer, or else reported, and what is on its way there."""
         now = time.monotonic()
         while self._on_their_way and next(iter(self._on_their_way.values()))[0] < now - _TO_ARRIVE:
             self._on_their_way.popitem(last=False)
         loads = {}
         for name, replica in replicas.items():
             stats = replica.routing_stats
-            n_known = max(self.replica_queue_len_cache.get(name) or 0, stats.get("n_requests", 0))
-            loads[name] = Load(n_known, self._n_parallel, stats.get("used", 0.0))
+            told = self.replica_queue_len_cache.get(name)
+            n_requests = stats.get("n_requests", 0) if told is None else told
+            loads[name] = Load(n_requests, self._n_parallel, stats.get("used", 0.0))
         for _, name in self._on_their_way.values():
             if name in loads:
                 loads[name] = Load(loads[name].n_requests + 1, self._n_parallel, loads[name].used)
