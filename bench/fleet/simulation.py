@@ -137,7 +137,7 @@ class Simulation:
             return
         needs = []
         for replica in self._replicas.values():
-            needs.append(Need(self._used(replica), len(replica.queue), replica.n_refusals))
+            needs.append(Need(self._used(replica), replica.n_running, len(replica.queue), replica.n_refusals))
             replica.n_refusals = 0
         n_more = self._scaler.decide(needs) - len(self._replicas) - self._n_starting
         for _ in range(n_more):

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from contextvars import ContextVar
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from elastikv.engine.stats import EngineStats
 from elastikv.integrations.ray.arguments import Plan
 from elastikv.integrations.ray.prefixes import HeldMarks, Marks
 from elastikv.integrations.ray.request import Forwarded
-from elastikv.integrations.ray.scaling import working_set_bytes
+from elastikv.integrations.ray.scaling import Need, working_set_bytes
 from elastikv.server import create_app
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ class Replica:
         all_stats = await self._stats()
         n_all = sum(stats.n_refusals for stats in all_stats)
         n_refusals, self._n_refusals = max(n_all - self._n_refusals, 0), n_all
-        n_waiting = sum(stats.n_waiting for stats in all_stats)
-        return {"used": await self._used(), "n_waiting": n_waiting, "n_refusals": n_refusals}
+        n_running, n_waiting = sum(stats.n_running for stats in all_stats), sum(stats.n_waiting for stats in all_stats)
+        return asdict(Need(await self._used(), n_running, n_waiting, n_refusals))
 
     async def check_health(self) -> None:
         """Raises EngineClosed when a model can compute no more; Ray replaces the replica then."""
