@@ -141,28 +141,28 @@ def plan(model: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def one_budget(model: Path, budget: int, args: argparse.Namespace) -> Iterator[dict[str, Server]]:
+def one_budget(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Server]]:
     def command(port: int) -> list[str]:
         models = [part for name in NAMES for part in ("-m", str(model), "-a", name)]
-        return [*elastikv_serve(port, common(budget, args)), *models]
+        return [*elastikv_serve(port, common(args)), *models]
 
     with serving(command) as server:
         yield dict.fromkeys(NAMES, server)
 
 
 @contextlib.contextmanager
-def a_third_each(model: Path, budget: int, args: argparse.Namespace) -> Iterator[dict[str, Server]]:
+def a_third_each(model: Path, args: argparse.Namespace) -> Iterator[dict[str, Server]]:
     with contextlib.ExitStack() as stack:
-        flags = common(budget // 3, args) | {"-m": model}
+        flags = common(args) | {"-m": model}
         yield {name: stack.enter_context(serving(lambda port: elastikv_serve(port, flags))) for name in NAMES}
 
 
-def common(budget: int, args: argparse.Namespace) -> dict[str, object]:
+def common(args: argparse.Namespace) -> dict[str, object]:
     flags = {"-c": args.ctx, "-t": args.threads, "-np": args.conversations + 1, "-ub": args.ubatch}
-    return flags | {"--kv-budget": budget, "--kernels": "cpu"}
+    return flags | {"--kernels": "cpu"}
 
 
-Side = Callable[[Path, int, argparse.Namespace], contextlib.AbstractContextManager[dict[str, Server]]]
+Side = Callable[[Path, argparse.Namespace], contextlib.AbstractContextManager[dict[str, Server]]]
 SIDES: dict[str, Side] = {"one budget": one_budget, "a third each": a_third_each}
 
 
@@ -206,7 +206,7 @@ def main() -> None:
     outcomes = []
     for _ in range(args.rounds):
         for name, side in SIDES.items():
-            with side(model, budget, args) as servers:
+            with side(model, args) as servers:
                 compute = {server: compute_bytes(server) for server in set(servers.values())}
                 for server in compute:
                     set_budget(server, budget // len(compute) + compute[server])

@@ -22,7 +22,7 @@ def _mark_ends() -> Iterator[int]:
 
 
 MARK_ENDS = tuple(_mark_ends())
-"""Bytes that each mark stands for: 64 more than the last, beyond 2 KiB a 32nd more: some hundreds for a book."""
+"""Bytes that each mark stands for: 64 more than the last, beyond 2 KiB a 32nd more, so that a book has hundreds."""
 
 
 def marks_of(text: str) -> Marks:
