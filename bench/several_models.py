@@ -78,7 +78,7 @@ class Client:
     async def _ask(self, model: str, prompt: list[int]) -> list[int] | None:
         """Token ids of the reply; None where the server has refused or cut it."""
         body = {"model": model, "prompt": prompt, "max_tokens": self._args.gen, "temperature": 0}
-        body |= {"stream": True, "ignore_eos": True, "return_tokens": True, "stream_options": {"include_usage": True}}
+        body |= {"stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
         started, first, text, last = time.perf_counter(), None, [], {}
         url = f"{self._servers[model].url}/v1/completions"
         async with self._http.stream("POST", url, json=body) as response:
@@ -105,9 +105,9 @@ class Client:
 
     async def kv_bytes(self) -> int:
         total = 0
-        for model, server in self._servers.items():
-            answer = await self._http.get(f"{server.url}/memory", params={"model": model})
-            total += answer.json().get("committed_bytes", 0)
+        for server, model in {server: model for model, server in self._servers.items()}.items():
+            memory = (await self._http.get(f"{server.url}/memory", params={"model": model})).json()
+            total += memory["committed_bytes"] + memory["others_bytes"]
         return total
 
 
