@@ -38,7 +38,8 @@ class Routes(Generic[Name]):
     It knows what replicas reported, and what it has sent them itself in the last ``sent_seconds``, in which a report
     may not have come. A replica takes a request for the sake of what it holds, while
 
-    - its requests are at most ``imbalance`` times the mean, or ``spare`` (consistent hashing with bounded loads), and
+    - it computes fewer requests than it can at once, or has at most ``imbalance`` times the mean of them (consistent
+      hashing with bounded loads), and
     - it holds half of the text, or its memory has room: at most ``crowd`` above the mean, and never above ``full``.
     """
 
@@ -46,13 +47,12 @@ class Routes(Generic[Name]):
         self,
         *,
         imbalance: float = 1.5,
-        spare: int = 2,
         crowd: float = 0.25,
         full: float = 0.9,
         sent_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._imbalance, self._spare, self._crowd, self._full = imbalance, spare, crowd, full
+        self._imbalance, self._crowd, self._full = imbalance, crowd, full
         self._sent_seconds = sent_seconds
         self._clock = clock
         self._holders: dict[int, Counter[Name]] = {}  # how often a mark was reported by or sent to a replica
@@ -90,25 +90,25 @@ class Routes(Generic[Name]):
             _, name, sent = self._sent.popleft()
             self._remove(name, sent)
         calmest = heapq.nsmallest(3, loads, key=lambda name: loads[name].pressure)
-        most = self._most_requests(loads)
-        home = self._holder(marks, loads, most, session)
+        with_place = self._with_place(loads)
+        crowded = min(self._full, sum(load.used for load in loads.values()) / len(loads) + self._crowd)
+        home = self._holder(marks, with_place, crowded, session)
         if home is None:
-            home = next((name for name in ring if name in loads and loads[name].n_requests < most), calmest[0])
+            home = next((name for name in ring if name in with_place), calmest[0])
         return [home, *(name for name in calmest if name != home)][:3]
 
-    def _most_requests(self, loads: Mapping[Name, Load]) -> int:
-        """So many that one more is out of proportion. Whoever has least is always below."""
+    def _with_place(self, loads: Mapping[Name, Load]) -> Mapping[Name, Load]:
+        """Those for which one request more is not out of proportion. Whoever has least is always among them."""
         total = sum(load.n_requests for load in loads.values())
-        return max(self._spare, math.ceil(self._imbalance * (total + 1) / len(loads)))
+        most = math.ceil(self._imbalance * (total + 1) / len(loads))
+        return {name: load for name, load in loads.items() if load.n_requests < max(most, load.n_parallel)}
 
-    def _holder(self, marks: Marks, loads: Mapping[Name, Load], most: int, session: int | None) -> Name | None:
-        crowded = min(self._full, sum(load.used for load in loads.values()) / len(loads) + self._crowd)
-
+    def _holder(self, marks: Marks, loads: Mapping[Name, Load], crowded: float, session: int | None) -> Name | None:
         def calmest(mark: int, *, is_most: bool) -> Name | None:
             fit = [
                 name
                 for name in self._holders.get(mark, ())
-                if name in loads and loads[name].n_requests < most and (is_most or loads[name].used <= crowded)
+                if name in loads and (is_most or loads[name].used <= crowded)
             ]
             return min(fit, key=lambda name: loads[name].pressure, default=None)
 
