@@ -32,7 +32,7 @@ def routes(clock: Clock) -> Routes[str]:
 def test_who_holds_the_longest_beginning_is_first(routes: Routes[str]) -> None:
     routes.report("b", PROMPT)
     assert routes.choose(TALK, IDLE)[0] == "b"
-    routes.report("c", TALK[:-2])
+    routes.report("c", list(TALK)[:-2])
     assert routes.choose(TALK, IDLE)[0] == "c"
     routes.report("c", ())
     assert routes.choose(TALK, IDLE)[0] == "b"
@@ -96,7 +96,7 @@ def test_nothing_is_left_of_replicas_that_have_gone(routes: Routes[str], clock: 
         routes.choose(marks, {name: Load(0) for name in names})
     routes.keep(())
     clock.now += 30
-    routes.choose((), IDLE)
+    routes.choose({}, IDLE)
     assert not routes._holders
     assert not routes._sent
     assert not routes._reported

@@ -23,14 +23,14 @@ from elastikv.engine.outputs import Delta
 from elastikv.engine.params import SamplingParams
 from elastikv.engine.stats import EngineStats
 from elastikv.integrations.ray.arguments import Plan
-from elastikv.integrations.ray.prefixes import HeldMarks, Marks
+from elastikv.integrations.ray.prefixes import HeldMarks
 from elastikv.integrations.ray.request import Forwarded
 from elastikv.integrations.ray.scaling import Need, working_set_bytes
 from elastikv.server import create_app
 
 logger = logging.getLogger(__name__)
 
-_marks: ContextVar[Marks] = ContextVar("marks of the request that is being answered", default=())
+_marks: ContextVar[tuple[int, ...]] = ContextVar("marks of the request that is being answered", default=())
 
 
 class NotingLLM(AsyncLLM):

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from elastikv.integrations.ray.prefixes import Marks, mark_of_session, marks_of, prompt_text
+from elastikv.integrations.ray.prefixes import Marks, mark_of_session, marks_of, prompt_parts
 
 SESSION_HEADER = "x-session-id"
 """Ray Serve's own name for it."""
@@ -27,13 +27,13 @@ class Forwarded:
     marks: Marks
 
     @property
-    def held_as(self) -> Marks:
+    def held_as(self) -> tuple[int, ...]:
         """The marks of what a replica holds that has computed it."""
-        return (*self.marks, mark_of_session(self.session)) if self.session else self.marks
+        return (*self.marks, mark_of_session(self.session)) if self.session else tuple(self.marks)
 
 
 def forwarded(scope: Scope, body: bytes) -> Forwarded:
     """What a front sends on of a request that it has read."""
-    marks = marks_of(prompt_text(body)) if scope["method"] == "POST" else ()
+    marks = marks_of(*prompt_parts(body)) if scope["method"] == "POST" else {}
     kept = {name: scope[name] for name in (*_SENT, *_SENT_TOO) if name in scope}
     return Forwarded(kept, body, Headers(scope=scope).get(SESSION_HEADER, ""), marks)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from elastikv.integrations.ray.prefixes import MARK_ENDS, Marks
+from elastikv.integrations.ray.prefixes import Marks
 
 Name = TypeVar("Name")
 
@@ -57,7 +57,7 @@ class Routes(Generic[Name]):
         self._clock = clock
         self._holders: dict[int, Counter[Name]] = {}  # how often a mark was reported by or sent to a replica
         self._reported: dict[Name, frozenset[int]] = {}
-        self._sent: deque[tuple[float, Name, Marks]] = deque()
+        self._sent: deque[tuple[float, Name, Collection[int]]] = deque()
 
     def report(self, name: Name, marks: Collection[int]) -> None:
         """A replica holds these marks now, and no others."""
@@ -66,7 +66,7 @@ class Routes(Generic[Name]):
         self._remove(name, before - now)
         self._reported[name] = now
 
-    def sent(self, name: Name, marks: Marks) -> None:
+    def sent(self, name: Name, marks: Collection[int]) -> None:
         """A request with these marks went to a replica, which will hold them."""
         self._sent.append((self._clock() + self._sent_seconds, name, marks))
         self._add(name, marks)
@@ -114,8 +114,8 @@ class Routes(Generic[Name]):
 
         if session is not None and (holder := calmest(session, is_most=True)) is not None:
             return holder
-        half = MARK_ENDS[len(marks) - 1] / 2 if marks else 0
-        for end, mark in reversed(list(zip(MARK_ENDS, marks, strict=False))):
+        half = max(marks.values(), default=0) / 2
+        for mark, end in reversed(marks.items()):
             if (holder := calmest(mark, is_most=end >= half)) is not None:
                 return holder
         return None
