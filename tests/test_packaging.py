@@ -44,7 +44,7 @@ def test_the_wheel_says_what_it_is(wheel):
     assert b"elastikv = elastikv.cli.main:main" in wheel.read(about["entry_points.txt"])
     metadata = message_from_bytes(wheel.read(about["METADATA"]))
     assert metadata["License-Expression"].startswith("MIT AND ")  # of the page's libraries
-    assert {"llama-cpp", "dev"} == set(metadata.get_all("Provides-Extra"))
+    assert {"llama-cpp", "ray", "dev"} == set(metadata.get_all("Provides-Extra"))
 
 
 def test_the_wheel_is_for_any_system(wheel):

@@ -17,7 +17,7 @@ def test_arguments_are_the_flags_of_serve_as_text_or_as_values(tmp_path: Path) -
         planned = pickle.loads(pickle.dumps(plan(given)))
         assert planned.flags.kv_budget == "8GiB"
         assert planned.flags.ctx_size == 4096
-        assert planned.scheduling.prefix_reuse is False
+        assert planned.flags.prefix_reuse is False
         assert (planned.flags.min_replicas, planned.flags.max_replicas) == (1, 3)
     assert plan({"stop": ["a", "b"]}).settings.sampling.stop == ("a", "b")
 
@@ -26,9 +26,17 @@ def test_paths_are_good_in_any_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.gguf").touch()
     planned = plan({"model": "./model.gguf", "kv_park": "park"})
-    assert planned.flags.model == tmp_path / "model.gguf"
-    assert planned.scheduling.park_dir == tmp_path / "park"
-    assert plan({"model": "user/repo"}).flags.model == "user/repo"
+    assert planned.flags.sources == [{"model": str(tmp_path / "model.gguf"), "hf_repo": None}]
+    assert planned.flags.kv_park == tmp_path / "park"
+
+
+def test_a_list_is_several_models(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.gguf").touch()
+    paths = [str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf")]
+    assert [source["model"] for source in plan({"model": paths}).flags.sources] == paths
+    with pytest.raises(InvalidRequest, match="2 models are called a"):
+        plan({"model": paths[:1] * 2})
 
 
 def test_a_replica_computes_on_the_processors_that_it_is_given() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 from fake_engine import FakeAsyncLLM
 from prometheus_client.parser import text_string_to_metric_families
 from running import RunningServer, running, wait_for
@@ -38,14 +41,17 @@ def test_llama_servers_names_say_the_same(server: RunningServer) -> None:
 
 
 def test_routers_of_kubernetes_find_the_names_that_they_know() -> None:
-    with running(FakeAsyncLLM(step=0.02)) as server:
-        body = {"prompt": "hello" * 50, "stream": True}
-        with server.http.stream("POST", "/v1/completions", json=body) as response:
-            next(response.iter_lines())
+    with running(FakeAsyncLLM()) as server, ThreadPoolExecutor() as beside:
+        server.engine.hold = asyncio.Event()
+        reply = beside.submit(server.post, "/v1/completions", prompt="hello")
+        try:
+            wait_for(lambda: read(server)["vllm:num_requests_running", ()] == 1)
             metrics = read(server)
-            assert metrics["vllm:num_requests_running", ()] == 1
             assert metrics["vllm:num_requests_waiting", ()] == 0
             assert metrics["vllm:kv_cache_usage_perc", ()] == 256 * 1024 / (1 << 20)
+        finally:
+            server.call(server.engine.hold.set)
+        assert reply.result().status_code == 200
         wait_for(lambda: read(server)["vllm:num_requests_running", ()] == 0)
         assert read(server)["vllm:kv_cache_usage_perc", ()] == 0
 

@@ -306,6 +306,7 @@ def test_the_page_lets_choose_and_says_what_it_waits_for(page: Any) -> None:
     with serving(shelf) as server:
         page.goto(server.url)
         names = page.locator("#models")
+        names.wait_for()
         assert names.locator("option").all_inner_texts() == ["a", "b", "c"]
         page.wait_for_selector("#model:has-text('the model a is not loaded')")
         names.select_option("b")
