@@ -20,10 +20,10 @@ Work = Callable[[], object]
 Line = tuple[str, int]
 
 
-def every_line(make: Callable[[], Work], *, step: int = 1) -> Iterator[int]:
-    """Make the work afresh and raise KeyboardInterrupt before a line of memory, engine or batch: yields after each.
+def every_line(make: Callable[[], Work], *, step: int = 1, first: int = 0) -> Iterator[int]:
+    """Make the work afresh and raise KeyboardInterrupt before a line of memory, engine or batch.
 
-    Every line that the work comes to gets its turn, with ``step`` every ``step``-th. The numbers count lines.
+    Every line that the work comes to gets its turn, with ``step`` every ``step``-th from ``first`` on. Yields numbers.
     """
     seen: Counter[Line] = Counter()
     chosen = []
@@ -31,7 +31,7 @@ def every_line(make: Callable[[], Work], *, step: int = 1) -> Iterator[int]:
         seen[line] += 1
         if seen[line] <= _ROUNDS:
             chosen.append(n)
-    for n in chosen[::step]:
+    for n in chosen[first::step]:
         if _interrupt_at(n, make()):
             yield n
 
