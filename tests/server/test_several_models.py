@@ -31,15 +31,15 @@ GIB = 1 << 30
 
 
 class Shelf:
-    """Three models of 4 GiB, of which a machine with ``n_bytes`` holds some; remembers what was loaded."""
+    """Models of 4 GiB each, of which a machine with ``n_bytes`` holds some; remembers what was loaded."""
 
-    def __init__(self, n_bytes: int = 64 * GIB, **options: Any) -> None:
+    def __init__(self, n_bytes: int = 64 * GIB, names: str = "abc", **options: Any) -> None:
         self.total = n_bytes
         self.loads: list[str] = []
         self.engines: dict[str, FakeAsyncLLM] = {}
         self.may_load = threading.Event()
         self.may_load.set()
-        served = [ServedModel(lambda name=name: self.load(name), name, 4 * GIB) for name in "abc"]  # type: ignore[misc]
+        served = [ServedModel(lambda name=name: self.load(name), name, 4 * GIB) for name in names]  # type: ignore[misc]
         self.models = Models(served, machine=self.machine, **options)
 
     def load(self, name: str) -> FakeAsyncLLM:
@@ -57,8 +57,9 @@ class Shelf:
 
 
 @contextmanager
-def serving(shelf: Shelf, **settings: Any) -> Iterator[RunningServer]:
-    with running(FakeAsyncLLM(), models=shelf.models, **settings) as server:
+def serving(shelf: Shelf, *, wait: bool = True) -> Iterator[RunningServer]:
+    """wait: until those that are loaded at the start are."""
+    with running(FakeAsyncLLM(), models=shelf.models, load=None if wait else lambda: None) as server:
         yield server
 
 
@@ -136,6 +137,18 @@ def test_requests_that_come_while_it_is_loaded_wait_for_one_loading() -> None:
         shelf.may_load.set()
         assert {answer.result().status_code for answer in answers} == {200}
         assert shelf.loads == ["b"]
+
+
+def test_one_that_is_asked_for_during_the_start_is_loaded_once() -> None:
+    shelf = Shelf(names="abcd")
+    shelf.may_load.clear()
+    with ThreadPoolExecutor() as beside, serving(shelf, wait=False) as server:
+        answer = beside.submit(say, server, "c")
+        wait_for(lambda: shelf.models.all[2].loading is not None)
+        shelf.may_load.set()
+        assert answer.result().status_code == 200
+        wait_for(lambda: shelf.models.is_open)
+        assert sorted(shelf.loads) == ["a", "b", "c", "d"]
 
 
 def test_a_model_that_can_never_fit_is_refused_at_once() -> None:

@@ -58,9 +58,7 @@ class ModelRequest(Body):
 async def load_model(body: ModelRequest, server: Server) -> dict[str, bool]:
     """Begin to load a model; ``/v1/models`` tells when it is there."""
     _require_open(server)
-    model = server.models.find(body.model)
-    if model.engine is None:
-        server.models.load(model)
+    server.models.load(server.models.find(body.model))
     return {"success": True}
 
 

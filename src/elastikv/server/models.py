@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 
 from elastikv.errors import ElastikvError, ModelError, format_bytes
+from elastikv.memory import Budget
 from elastikv.memory.machine import MachineMemory, read_machine_memory
 from elastikv.server.errors import APIError, unavailable
 
@@ -29,9 +30,6 @@ T = TypeVar("T")
 
 LoadEngine = Callable[[], "AsyncLLM"]
 Status = Literal["unloaded", "loading", "loaded"]
-
-_HEADROOM = 50
-"""A part of the machine's memory that stays free, as ``Budget`` leaves it."""
 
 
 class ServedModel:
@@ -132,9 +130,8 @@ class Models:
     async def use(self, name: str | None) -> AsyncIterator[ServedModel]:
         """The model, loaded and not put away meanwhile. Waits until it is; raises APIError and what loading raises."""
         model = self.find(name)
-        if self._queue_for_room.locked():  # or one that waits until others are unused might wait for ever
-            async with self._queue_for_room:
-                pass
+        async with self._queue_for_room:  # or one that waits until others are unused might wait for ever
+            pass
         with self._lock:
             model.n_requests += 1
         try:
@@ -178,7 +175,7 @@ class Models:
     # Loading
 
     def load(self, model: ServedModel) -> asyncio.Task[None]:
-        """Begin to load a model, unless that goes on already."""
+        """Begin to load a model, unless that goes on or is done already."""
         if model.loading is None:
             model.loading = self._start(self._load(model))
         return model.loading
@@ -198,6 +195,8 @@ class Models:
     async def _load(self, model: ServedModel) -> None:
         try:
             async with self._one_at_a_time:
+                if model.engine is not None:
+                    return
                 await self._make_room(model)
                 engine = await in_daemon_thread(partial(self._make_engine, model))
                 await engine.start()
@@ -238,9 +237,7 @@ class Models:
                 await self._something_ended.wait()
 
     def _fits(self, model: ServedModel) -> bool:
-        machine = self._machine()
-        left = machine.available_bytes - machine.total_bytes // _HEADROOM
-        return len(self.loaded) < self._most and model.weight_bytes <= left
+        return len(self.loaded) < self._most and model.weight_bytes <= Budget(machine=self._machine).left()
 
     # Putting away
 
