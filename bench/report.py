@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
 def lengths(text: str) -> list[int]:
     """Whole numbers separated by commas; an empty text is none."""
     return [int(part) for part in text.split(",") if part]
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The value that a share ``q`` of all is below; not a number where there are none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(q * len(ordered)))] if ordered else float("nan")
 
 
 def write_json(path: Path | None, document: object) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 
 from bench.processes import module_command
-from bench.report import new_parser, write_json
+from bench.report import new_parser, quantile, write_json
 from bench.shapes import add_shape_arguments, write_gguf, write_model
 from elastikv.errors import format_bytes
 from tools.servers import Server, elastikv_serve, serving
@@ -41,10 +41,6 @@ class Load:
     n_failed: int = 0
     first_token: list[float] = field(default_factory=list)
     peak_bytes: int = 0
-
-    def quantile(self, q: float) -> float:
-        ordered = sorted(self.first_token)
-        return ordered[min(len(ordered) - 1, round(q * len(ordered)))] if ordered else float("nan")
 
 
 @dataclass
@@ -151,7 +147,7 @@ def print_table(sides: list[Side]) -> None:
             rate = len(load.first_token) / load.seconds
             print(
                 f"{side.name:>14} {load.n_clients:>8} {rate:>8.2f} {load.n_tokens / load.seconds:>8.1f} "
-                f"{load.quantile(0.5) * 1e3:>7.0f} ms {load.quantile(0.99) * 1e3:>7.0f} ms "
+                f"{quantile(load.first_token, 0.5) * 1e3:>7.0f} ms {quantile(load.first_token, 0.99) * 1e3:>7.0f} ms "
                 f"{format_bytes(load.peak_bytes):>10} {load.n_failed:>6}"
             )
     for side in sides:

@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 
 from bench.processes import module_command
-from bench.report import new_parser, write_json
+from bench.report import new_parser, quantile, write_json
 from bench.shapes import add_shape_arguments, write_gguf, write_model
 from elastikv.errors import format_bytes
 from tools.servers import Server, elastikv_serve, serving
@@ -45,10 +45,6 @@ class Outcome:
     seconds: float = 0.0
     peak_kv_bytes: int = 0
     peak_resident_bytes: int = 0
-
-    def quantile(self, q: float) -> float:
-        ordered = sorted(self.first_token)
-        return ordered[min(len(ordered) - 1, round(q * len(ordered)))] if ordered else float("nan")
 
 
 class Client:
@@ -176,8 +172,8 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
             str(each.n_finished),
             str(each.n_refused),
             f"{each.n_cached / max(each.n_prompt, 1):.0%}",
-            f"{each.quantile(0.5):.2f} s",
-            f"{each.quantile(0.99):.2f} s",
+            f"{quantile(each.first_token, 0.5):.2f} s",
+            f"{quantile(each.first_token, 0.99):.2f} s",
             f"{each.seconds:.0f}",
             format_bytes(each.peak_kv_bytes),
             format_bytes(each.peak_resident_bytes),

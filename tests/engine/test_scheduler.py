@@ -5,26 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.history_model import BYTES_PER_CELL, Rig, expected_tokens
+from support.history_model import BYTES_PER_CELL, Rig, assert_right, greedy, prompt
 
 from elastikv.engine.params import SamplingParams
 from elastikv.errors import CacheFull, EngineClosed, GenerationCut, InvalidRequest, PromptTooLong, QueueFull
 
 HYBRID = pytest.mark.parametrize("is_hybrid", [False, True])
-
-
-def greedy(n: int | None) -> SamplingParams:
-    return SamplingParams(temperature=0, max_tokens=n)
-
-
-def prompt(seed: int, n: int) -> list[int]:
-    return [(seed * 37 + i * 11) % 384 for i in range(n)]
-
-
-def assert_right(*requests) -> None:
-    for request in requests:
-        output = request.output(0.0)
-        assert output.token_ids == expected_tokens(request.token_ids[: request.n_prompt], len(output.token_ids))
 
 
 @HYBRID

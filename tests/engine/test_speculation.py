@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from support.history_model import BYTES_PER_CELL, expected_tokens
+from support.history_model import BYTES_PER_CELL, assert_right, expected_tokens, greedy, prompt
 from support.tiny_models import tiny_model
 
 from elastikv import LLM, SamplingParams, SchedulerOptions
@@ -16,14 +16,6 @@ from elastikv.errors import InvalidRequest
 HYBRID = pytest.mark.parametrize("is_hybrid", [False, True], ids=["attention", "hybrid"])
 EAGER = SchedulerOptions(speculation="ngram-simple", ngram_size_n=1)
 CODE = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n\n\n"
-
-
-def prompt(seed: int, n: int) -> list[int]:
-    return [(seed * 37 + i * 11) % 384 for i in range(n)]
-
-
-def greedy(n: int, **params) -> SamplingParams:
-    return SamplingParams(temperature=0, max_tokens=n, **params)
 
 
 @pytest.fixture
@@ -37,12 +29,6 @@ def half_right(monkeypatch: pytest.MonkeyPatch) -> None:
         return guess[:wrong_at] + [(token + 1) % 384 for token in guess[wrong_at:]]
 
     monkeypatch.setattr(Drafter, "draft", draft)
-
-
-def assert_right(*requests) -> None:
-    for request in requests:
-        output = request.output(0.0)
-        assert output.token_ids == expected_tokens(request.token_ids[: request.n_prompt], len(output.token_ids))
 
 
 # What is guessed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from support.tiny_models import N_VOCAB, tiny_tokenizer
 from elastikv.batch import UBatch
 from elastikv.engine.events import EventLog
 from elastikv.engine.options import SchedulerOptions
+from elastikv.engine.params import SamplingParams
+from elastikv.engine.requests import Request
 from elastikv.engine.scheduler import Scheduler
 from elastikv.engine.sessions import FIRST_SEQ_ID
 from elastikv.engine.sharing import SharedBudget
@@ -50,6 +53,21 @@ def expected_tokens(prompt: Sequence[int], n: int) -> list[int]:
                 break
             tokens.append(_token_after(attended, folded))
     return tokens[len(prompt) :]
+
+
+def greedy(n: int | None, **params: Any) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=n, **params)
+
+
+def prompt(seed: int, n: int) -> list[int]:
+    return [(seed * 37 + i * 11) % N_VOCAB for i in range(n)]
+
+
+def assert_right(*requests: Request) -> None:
+    """What each has said so far is what it would say alone."""
+    for request in requests:
+        output = request.output(0.0)
+        assert output.token_ids == expected_tokens(request.token_ids[: request.n_prompt], len(output.token_ids))
 
 
 class HistoryModel:

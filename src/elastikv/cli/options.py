@@ -27,10 +27,7 @@ QUANTS = ("none", "q8_0", "q4_0")
 def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """``-m``, the sizes of a run, and what the KV cache may do. several: see ``each_model``."""
     model = parser.add_argument_group("model")
-    if several:
-        _add_sources_arguments(model)
-    else:
-        add_source_arguments(model, "Hugging Face folder or GGUF file")
+    add_source_arguments(model, "Hugging Face folder or GGUF file", several=several)
     model.add_argument("-t", "--threads", type=int, metavar="N", help="CPU threads; none: all cores")
     model.add_argument("-b", "--batch-size", type=int, default=2048, metavar="N", help="tokens of one decode call")
     model.add_argument("-ub", "--ubatch-size", type=int, default=512, metavar="N", help="tokens computed at once")
@@ -56,32 +53,25 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
     add_kv_arguments(parser)
 
 
-def add_source_arguments(group: argparse._ArgumentGroup, kinds: str) -> None:
-    """``-m`` and ``-hf``: which model."""
-    source = group.add_mutually_exclusive_group()
-    source.add_argument("-m", "--model", metavar="PATH", help=f"{kinds}; none: the demo model")
+def add_source_arguments(group: argparse._ArgumentGroup, kinds: str, *, several: bool = False) -> None:
+    """``-m`` and ``-hf``: which model; or several, in ``sources``, see ``each_model``."""
+
+    def into_sources(name: str) -> dict[str, Any]:
+        return {"dest": "sources", "action": "append", "type": partial(_source, name)} if several else {}
+
+    source = group if several else group.add_mutually_exclusive_group()
+    end = "; repeatable" if several else ""
+    source.add_argument(
+        "-m", "--model", metavar="PATH", help=f"{kinds}; none: the demo model{end}", **into_sources("model")
+    )
     source.add_argument(
         "-hf",
         "-hfr",
         "--hf-repo",
         metavar="NAME",
-        help="user/repo[:quant] of the Hugging Face Hub, fetched unless its cache has it; see elastikv pull",
+        help=f"user/repo[:quant] of the Hugging Face Hub, fetched unless its cache has it; see elastikv pull{end}",
+        **into_sources("hf_repo"),
     )
-
-
-def _add_sources_arguments(group: argparse._ArgumentGroup) -> None:
-    for flags, name, what in (
-        (("-m", "--model"), "model", "Hugging Face folder or GGUF file; none: the demo model"),
-        (("-hf", "-hfr", "--hf-repo"), "hf_repo", "user/repo[:quant] of the Hugging Face Hub, see elastikv pull"),
-    ):
-        group.add_argument(
-            *flags,
-            dest="sources",
-            action="append",
-            type=partial(_source, name),
-            metavar="PATH" if name == "model" else "NAME",
-            help=f"{what}; repeatable",
-        )
 
 
 def _source(name: str, text: str) -> dict[str, str | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -83,15 +83,15 @@ async def metrics(request: Request, model: str | None = None) -> Response:
     state = request.app.state.server
     text = generate_latest(state.metrics.registry)
     asked = state.models.all if model is None else [state.models.find(model)]
-    stats = {each.name: await engine.stats() for each in asked if (engine := each.engine) is not None}
+    engines = {each.name: each.engine for each in asked if each.engine is not None}
+    stats = {name: await engine.stats() for name, engine in engines.items()}
     if stats:
         registry = CollectorRegistry()
         registry.register(_EngineCollector(stats, with_names=len(asked) > 1))
         text += generate_latest(registry)
-    for each in asked if len(asked) == 1 else ():
-        if each.name in stats:
-            numbers, sessions = stats[each.name], await each.ready_engine().sessions()
-            text += (llama_metrics(numbers) + vllm_metrics(numbers, sessions)).encode()
+    if len(asked) == len(engines) == 1:
+        ((name, engine),) = engines.items()
+        text += (llama_metrics(stats[name]) + vllm_metrics(stats[name], await engine.sessions())).encode()
     return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST, "Process-Start-Time-Unix": str(state.started)})
 
 
@@ -104,20 +104,28 @@ class _EngineCollector(Collector):
 
     @override
     def collect(self) -> Iterator[Metric]:
-        yield from _of_the_budget(next(iter(self._stats.values())).memory)
-        told = {name: (_gauges(stats), _counters(stats)) for name, stats in self._stats.items()}
-        for kind, n in ((GaugeMetricFamily, 0), (CounterMetricFamily, 1)):
-            for metric, (_, text) in next(iter(told.values()))[n].items():
-                family = kind(f"elastikv_{metric}", text, labels=self._labels)
-                for name, numbers in told.items():
-                    family.add_metric([name] if self._labels else [], numbers[n][metric][0])
-                yield family
+        memory = next(iter(self._stats.values())).memory
+        yield from _families(GaugeMetricFamily, {"": _of_the_budget(memory)}, [])
+        for kind, numbers_of in ((GaugeMetricFamily, _gauges), (CounterMetricFamily, _counters)):
+            yield from _families(kind, {name: numbers_of(each) for name, each in self._stats.items()}, self._labels)
 
 
 Numbers = dict[str, tuple[float, str]]
+"""Values and their help, by the metric's name."""
 
 
-def _of_the_budget(memory: MemoryStats) -> Iterator[Metric]:
+def _families(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], told: Mapping[str, Numbers], labels: Sequence[str]
+) -> Iterator[Metric]:
+    """One family a metric, with a value of each that tells of it. labels: one, for who tells, or none."""
+    for metric, (_, text) in next(iter(told.values())).items():
+        family = kind(f"elastikv_{metric}", text, labels=labels)
+        for name, numbers in told.items():
+            family.add_metric([name] if labels else [], numbers[metric][0])
+        yield family
+
+
+def _of_the_budget(memory: MemoryStats) -> Numbers:
     """What is under one budget, of however many models."""
     numbers: Numbers = {
         "kv_peak_committed_bytes": (memory.peak_committed_bytes, "Most bytes ever backed, transients included"),
@@ -125,8 +133,7 @@ def _of_the_budget(memory: MemoryStats) -> Iterator[Metric]:
     }
     if memory.budget_bytes is not None:
         numbers["kv_budget_bytes"] = (memory.budget_bytes, "Limit on KV memory and compute buffers")
-    for name, (value, text) in numbers.items():
-        yield GaugeMetricFamily(f"elastikv_{name}", text, value=value)
+    return numbers
 
 
 def _gauges(stats: EngineStats) -> Numbers:

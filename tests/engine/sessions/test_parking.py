@@ -10,22 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.history_model import BYTES_PER_CELL, expected_tokens
+from support.history_model import BYTES_PER_CELL, expected_tokens, greedy, prompt
 
-from elastikv.engine.params import SamplingParams
 from elastikv.engine.sessions import files as files_module
 from elastikv.errors import InvalidRequest, SnapshotError
 from elastikv.memory.snapshot import read_header
 
 HYBRID = pytest.mark.parametrize("is_hybrid", [False, True])
-
-
-def greedy(n: int) -> SamplingParams:
-    return SamplingParams(temperature=0, max_tokens=n)
-
-
-def prompt(seed: int, n: int) -> list[int]:
-    return [(seed * 37 + i * 11) % 384 for i in range(n)]
 
 
 def run(rig, tokens: list[int], n: int = 5):

@@ -5,17 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.history_model import expected_tokens
+from support.history_model import expected_tokens, greedy
 
-from elastikv.engine.params import SamplingParams
 from elastikv.engine.sessions.prefix import common_prefix
 
 HYBRID = pytest.mark.parametrize("is_hybrid", [False, True])
 SYSTEM = list(range(100, 160))
-
-
-def greedy(n: int) -> SamplingParams:
-    return SamplingParams(temperature=0, max_tokens=n)
 
 
 def run(rig, prompt: list[int], n: int = 8):

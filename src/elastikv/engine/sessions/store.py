@@ -81,7 +81,7 @@ class SessionStore:
     @property
     def is_running(self) -> bool:
         """Whether any request runs."""
-        return bool(self._in_state("running"))
+        return any(session.state == "running" for session in self._sessions.values())
 
     def n_held(self, session: Session) -> int:
         """How many of its tokens have cells."""

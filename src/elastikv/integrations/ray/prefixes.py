@@ -50,7 +50,7 @@ def mark_of_session(name: str) -> int:
 def prompt_parts(body: bytes) -> list[str]:
     """What a request's prompt will be of, as the client wrote it: a turn more is more of the same parts.
 
-    None for a body that is not a JSON object; whoever answers it says what is wrong with it.
+    Empty for a body that is not a JSON object; whoever answers it says what is wrong with it.
     """
     try:
         request = json.loads(body)

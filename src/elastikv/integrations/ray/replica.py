@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive
@@ -21,7 +21,7 @@ from elastikv.engine.async_llm import AsyncLLM
 from elastikv.engine.llm import LLM, Prompt
 from elastikv.engine.outputs import Delta
 from elastikv.engine.params import SamplingParams
-from elastikv.engine.stats import EngineStats
+from elastikv.engine.stats import EngineStats, SessionInfo
 from elastikv.integrations.ray.arguments import Plan
 from elastikv.integrations.ray.prefixes import HeldMarks
 from elastikv.integrations.ray.request import Forwarded
@@ -49,6 +49,12 @@ class NotingLLM(AsyncLLM):
                     session = delta.session
                     self._held.add((id(self), session), _marks.get())
                 yield delta
+
+
+class _Look(NamedTuple):
+    engine: AsyncLLM
+    stats: EngineStats
+    sessions: list[SessionInfo]
 
 
 class Replica:
@@ -81,43 +87,40 @@ class Replica:
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """For routers: what it holds, and how much it has to do."""
-        self._held.keep({(id(engine), session.id) for engine in self._engines() for session in await engine.sessions()})
-        all_stats = await self._stats()
-        n_requests = sum(stats.n_running + stats.n_waiting for stats in all_stats)
-        return {"marks": self._held.report(), "n_requests": n_requests, "used": round(await self._used(), 3)}
+        looks = await self._look()
+        self._held.keep({(id(look.engine), session.id) for look in looks for session in look.sessions})
+        n_requests = sum(look.stats.n_running + look.stats.n_waiting for look in looks)
+        return {"marks": self._held.report(), "n_requests": n_requests, "used": round(self._used(looks), 3)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For the policy; see ``scaling.Need``."""
-        all_stats = await self._stats()
-        n_all = sum(stats.n_refusals for stats in all_stats)
+        looks = await self._look()
+        n_all = sum(look.stats.n_refusals for look in looks)
         n_refusals, self._n_refusals = max(n_all - self._n_refusals, 0), n_all
-        n_running, n_waiting = sum(stats.n_running for stats in all_stats), sum(stats.n_waiting for stats in all_stats)
-        return asdict(Need(await self._used(), n_running, n_waiting, n_refusals))
+        n_running, n_waiting = sum(look.stats.n_running for look in looks), sum(look.stats.n_waiting for look in looks)
+        return asdict(Need(self._used(looks), n_running, n_waiting, n_refusals))
 
     async def check_health(self) -> None:
         """Raises EngineClosed when a model can compute no more; Ray replaces the replica then."""
-        await self._stats()
+        await self._look()
 
     async def __del__(self) -> None:
         """Ray Serve awaits it when it takes the replica away: sessions are parked."""
         await self._models.drain(self._plan.settings.drain)
         await self._lifespan.__aexit__(None, None, None)
 
-    async def _used(self) -> float:
+    def _used(self, looks: Sequence[_Look]) -> float:
         """Share of the budget that the working sets take; without a budget, of nothing: 0."""
-        budgets = [stats.memory.budget_bytes for stats in await self._stats()]  # all have the same
-        if not budgets or not budgets[0]:
+        budget = looks[0].stats.memory.budget_bytes if looks else None  # all have the same
+        if not budget:
             return 0.0
-        now, seconds, working = time.monotonic(), self._plan.flags.working_set_seconds, 0
-        for engine in self._engines():
-            working += working_set_bytes(await engine.sessions(), now, seconds)
-        return min(1.0, working / budgets[0])
+        now, seconds = time.monotonic(), self._plan.flags.working_set_seconds
+        return min(1.0, sum(working_set_bytes(look.sessions, now, seconds) for look in looks) / budget)
 
-    async def _stats(self) -> list[EngineStats]:
-        return [await engine.stats() for engine in self._engines()]
-
-    def _engines(self) -> list[AsyncLLM]:
-        return [model.ready_engine() for model in self._models.loaded]
+    async def _look(self) -> list[_Look]:
+        """At each model that is loaded; an answer may take until its step has ended."""
+        engines = [model.ready_engine() for model in self._models.loaded]
+        return [_Look(engine, await engine.stats(), await engine.sessions()) for engine in engines]
 
 
 async def answers(app: ASGIApp, request: Forwarded) -> AsyncGenerator[list[Message], None]:
