@@ -108,13 +108,31 @@ def test_a_model_nobody_uses_is_asked_to_go_before_a_text_is_cut(rig) -> None:
     request = a.scheduler.submit(prompt(1, 50), greedy(30))
     for _ in range(100):
         a.scheduler.step()
+    a.shared.memory_returned()  # somebody else's: what was begun goes on
+    for _ in range(3):
+        a.scheduler.step()
     assert asked == [1], "once"
     assert not request.finished
     assert not a.scheduler.step(), "nothing to compute until memory returns"
     b.memory.seq_rm(0)
-    a.shared.memory_returned()
+    a.shared.unload_ended()
     take_turns([a, b], request)
     assert_whole(request)
+
+
+def test_an_unload_may_have_ended_before_it_is_known_to_have_begun(rig) -> None:
+    """It ends in another thread: a request that went on waiting for it would wait for ever."""
+    a, b = two(rig, 80)
+
+    def unload() -> bool:
+        a.shared.unload = None
+        a.shared.unload_ended()
+        return True
+
+    a.shared.unload = unload
+    request = a.scheduler.submit(prompt(1, 60), greedy(100))
+    take_turns([a, b], request)
+    assert isinstance(request.error, GenerationCut)
 
 
 def test_nobody_to_unload_is_no_reason_to_wait(rig) -> None:

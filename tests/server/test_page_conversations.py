@@ -35,6 +35,17 @@ def test_they_are_there_again_after_a_reload(page: Any, echo: RunningServer) -> 
     expect(page.locator("#draft")).to_have_value("not sent yet")
 
 
+def test_what_storage_has_not_confirmed_yet_survives_a_reload(page: Any, echo: RunningServer) -> None:
+    """A browser gives up a transaction that is under way when the page goes; here none gets through at all."""
+    page.goto(echo.url)
+    page.wait_for_selector("#draft:enabled")  # what was kept has been read
+    page.evaluate("IDBDatabase.prototype.transaction = () => ({ objectStore: () => ({ put() {} }) })")
+    page.fill("#draft", "not sent yet")
+    page.wait_for_timeout(600)
+    page.reload()
+    expect(page.locator("#draft")).to_have_value("not sent yet")
+
+
 def test_one_is_found_by_what_it_says(page: Any, echo: RunningServer) -> None:
     talk(page, echo.url, "apples\nand pears")
     page.click("#add-conversation")

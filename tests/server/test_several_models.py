@@ -311,6 +311,16 @@ def test_a_text_that_needs_more_gets_what_an_unused_model_held(pair: Callable[..
         assert states == {"llama": "loaded", "qwen3": "unloaded"}
 
 
+def test_a_text_waits_as_long_as_it_takes_to_unload(
+    pair: Callable[..., Models], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the end of the other's thread and the release of its memory nothing says that there is no more."""
+    close = LLM.close
+    monkeypatch.setattr(LLM, "close", lambda llm: (time.sleep(0.3), close(llm)))
+    with running(FakeAsyncLLM(), models=pair()) as server:
+        assert ask(server, "llama", 300, 150)["usage"]["completion_tokens"] == 150
+
+
 # On the page
 
 

@@ -358,6 +358,7 @@ class LLM:
         with self._shared.turn():
             self._scheduler.close()
             self._runtime.close()
+            self._shared.leave(self._scheduler)
             self._is_closed = True
 
     def __enter__(self) -> LLM:

@@ -198,7 +198,6 @@ class Scheduler:
         """End all requests; idle sessions are parked if there is a place."""
         self._abort_all()
         self.release_idle()
-        self._shared.leave(self)
 
     def release_idle(self) -> None:
         """The memory of idle sessions is given back; they are parked if there is a place."""

@@ -49,7 +49,7 @@ class SharedBudget:
         self.unload: Callable[[], bool] | None = None
         """Asked when nothing else is left: begins to close a model that nobody uses and returns True, or False.
 
-        Whoever closes it says so by ``memory_returned``.
+        Whoever closes it says so by ``unload_ended``.
         """
         self._is_unloading = False
         self._lock = threading.RLock()
@@ -131,12 +131,18 @@ class SharedBudget:
     def ask_for_more(self, asking: SessionStore) -> bool:
         """As ``more_may_come``; if not, a model that nobody uses is closed."""
         if not self.more_may_come(asking) and self.unload is not None:
-            self._is_unloading = self.unload()
+            self._is_unloading = True  # first: it may have ended before `unload` returns
+            if not self.unload():
+                self._is_unloading = False
         return self.more_may_come(asking)
+
+    def unload_ended(self) -> None:
+        """What ``unload`` began is done, or could not be."""
+        self._is_unloading = False
+        self.memory_returned()
 
     def memory_returned(self) -> None:
         """Preempted requests may try again."""
-        self._is_unloading = False
         self.is_admission_held = False
 
     def step_others(self, asking: SessionStore) -> bool:

@@ -279,7 +279,7 @@ class Models:
         try:
             await self.unload(model, "another needs its memory")
         finally:
-            self._shared.memory_returned()
+            self._shared.unload_ended()
 
     async def _watch(self, seconds: float) -> None:
         while True:

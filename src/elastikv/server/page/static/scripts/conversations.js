@@ -11,6 +11,7 @@ export class Conversations extends EventTarget {
     super();
     this.byId = new Map();
     this.unwritten = new Set();
+    this.inFlight = new Map(); // what storage has been given, and has not confirmed: the last write of each
     this.held = new Set(); // those that this tab writes a reply to, whatever others do
     this.shown = null; // the one whose draft is this tab's
     this.removed = new WeakSet();
@@ -20,6 +21,7 @@ export class Conversations extends EventTarget {
     this.channel = new BroadcastChannel("elastikv");
     this.channel.onmessage = ({ data: id }) => this.take(id);
     addEventListener("pagehide", () => this.leave());
+    addEventListener("pageshow", ({ persisted }) => persisted && keep(LEFT, [])); // it goes on, and writes itself
     document.addEventListener("visibilitychange", () => document.hidden && this.flush());
   }
 
@@ -84,7 +86,8 @@ export class Conversations extends EventTarget {
 
   /** What storage, which takes its time, may not get any more is kept at once, and written at the next visit. */
   leave() {
-    const records = [...this.unwritten].map((id) => this.byId.get(id)).filter(Boolean);
+    const ids = new Set([...this.inFlight.keys(), ...this.unwritten]);
+    const records = [...ids].map((id) => this.byId.get(id)).filter(Boolean);
     if (records.length) keep(LEFT, records);
     this.flush();
   }
@@ -101,6 +104,8 @@ export class Conversations extends EventTarget {
     this.unwritten.clear();
     if (!this.isKept) return null;
     return Promise.all(ids.map(async (id) => {
+      const write = {};
+      this.inFlight.set(id, write);
       try {
         await (this.byId.has(id) ? storage.write(this.byId.get(id)) : storage.erase(id));
         this.channel.postMessage(id);
@@ -109,6 +114,8 @@ export class Conversations extends EventTarget {
         this.tell(error.name === "QuotaExceededError"
           ? "The browser's storage is full: export and delete conversations, or the last words are lost at a reload."
           : `This conversation could not be kept (${error.message}): export it before you leave.`);
+      } finally {
+        if (this.inFlight.get(id) === write) this.inFlight.delete(id);
       }
     }));
   }
