@@ -140,6 +140,7 @@ def test_a_partial_file_that_was_altered_is_thrown_away(at, tmp_path):
     assert elastikv(at, "pull", "user/gguf").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_folder_runs_from_the_hub_and_then_without_it(hub, at, tmp_path):
     command = ("run", "-hf", "user/demo", "-p", "def ", "-n", "4", "--temp", "0", "--kernels", "reference")
     online = elastikv(at, *command)

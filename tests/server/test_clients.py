@@ -107,6 +107,7 @@ def test_openai_async(demo: RunningServer) -> None:
 # anthropic
 
 
+@pytest.mark.slow
 def test_anthropic(demo: RunningServer) -> None:
     anthropic = pytest.importorskip("anthropic", reason="the anthropic package is not installed")
     tools = [{"name": "weather", "description": "It rains?", "input_schema": WEATHER}]
@@ -146,6 +147,7 @@ def test_anthropic(demo: RunningServer) -> None:
 # What stands on these two
 
 
+@pytest.mark.slow
 def test_langchain(demo: RunningServer) -> None:
     langchain_openai = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
     model = langchain_openai.ChatOpenAI(base_url=f"{demo.url}/v1", api_key="none", model="any", max_tokens=200, seed=1)
@@ -157,6 +159,7 @@ def test_langchain(demo: RunningServer) -> None:
         assert isinstance(answer, Answer)
 
 
+@pytest.mark.slow
 def test_litellm(demo: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or it asks another server for prices
     litellm = pytest.importorskip("litellm", reason="litellm is not installed")
@@ -184,6 +187,7 @@ def test_llm(demo: RunningServer, tmp_path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "".join(streamed) == streamed.text()
 
 
+@pytest.mark.slow
 def test_pydantic_ai_calls_a_tool_until_it_has_an_answer(demo: RunningServer) -> None:
     pytest.importorskip("pydantic_ai", reason="pydantic-ai is not installed")
     from pydantic_ai import Agent, ModelRetry
@@ -213,6 +217,7 @@ def test_pydantic_ai_calls_a_tool_until_it_has_an_answer(demo: RunningServer) ->
     assert asked
 
 
+@pytest.mark.slow
 def test_openai_agents_run_a_tool(demo: RunningServer) -> None:
     agents = pytest.importorskip("agents", reason="openai-agents is not installed")
     asked = []

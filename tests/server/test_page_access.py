@@ -12,6 +12,7 @@ from running import RunningServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
+pytestmark = pytest.mark.slow
 
 TEXT = "<think>\nhm\n</think>\n\n# Head\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\ndef f(): return 1  # one\n```\n[a](https://x.example)"
 PHONE = {"width": 390, "height": 844}

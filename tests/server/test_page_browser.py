@@ -15,6 +15,7 @@ from support.tiny_models import tiny_model
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from running import RunningServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
+pytestmark = pytest.mark.slow
 
 MARKDOWN = """# Head
 **bold** and `code`

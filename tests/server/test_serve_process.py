@@ -19,7 +19,7 @@ from support.tiny_models import tiny_model
 N_CTX = 1024
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "llama"])
+@pytest.fixture(scope="module", params=["qwen3_5", pytest.param("llama", marks=pytest.mark.slow)])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     model = tiny_model(request.param, tmp_path_factory.mktemp("models") / request.param)
     with serving(model, "-c", str(N_CTX), "--parallel", "8", "--kv-budget", "256MiB") as running:

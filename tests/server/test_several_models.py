@@ -324,6 +324,7 @@ def test_a_text_waits_as_long_as_it_takes_to_unload(
 # On the page
 
 
+@pytest.mark.slow
 def test_the_page_lets_choose_and_says_what_it_waits_for(page: Any) -> None:
     shelf = Shelf(load="use")
     with serving(shelf) as server:
@@ -347,6 +348,7 @@ def test_the_page_lets_choose_and_says_what_it_waits_for(page: Any) -> None:
         assert names.input_value() == "b"
 
 
+@pytest.mark.slow
 def test_the_page_of_one_model_has_nothing_to_choose(page: Any, server: RunningServer) -> None:
     page.goto(server.url)
     page.wait_for_selector("#model:has-text('fake-model')")

@@ -66,6 +66,7 @@ def run_with_cache(folder: Path, code: str = PROGRAM) -> str:
     return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
+@pytest.mark.slow
 def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     first, second = run_with_cache(tmp_path), run_with_cache(tmp_path)
     assert first.count("compiling CPU kernels") == 1
@@ -97,6 +98,7 @@ assert jit.kept_in(norms.silu_mul) in report.compiled().folders
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_where_it_must_not_be(tmp_path: Path) -> None:
     """A kernel that is on disk serves, and one that was refused can be compiled afterwards."""
     assert run_with_cache(tmp_path, ONLY_COMPILED).splitlines()[-1] == "compiled"

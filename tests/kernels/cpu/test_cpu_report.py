@@ -29,6 +29,7 @@ print(" ".join(sorted(set(re.findall("vp[a-z]+", code)))))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processor", "said", "instruction"),
     [
@@ -82,6 +83,7 @@ for panel, read in (
 """
 
 
+@pytest.mark.slow
 def test_products_are_compiled_for_arm() -> None:
     """Four instructions for each eighth of a block of sixteen rows. None of this has ever run."""
     asked = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+neon,+dotprod,+f16c"}

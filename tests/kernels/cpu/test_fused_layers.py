@@ -96,6 +96,7 @@ def test_a_window_and_a_large_group_of_heads(tmp_path: Path) -> None:
     assert torch.equal(run(folder, CpuKernels(), "f16"), run(folder, OneByOne(), "f16"))
 
 
+@pytest.mark.slow
 def test_matrices_of_two_formats(tmp_path: Path, calls: dict[str, set[str]]) -> None:
     """As llama.cpp's Q4_K_M files have them: V is finer than Q and K, and some layers' ``down`` than the others'."""
     wide = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "head_dim": 32}
