@@ -22,6 +22,7 @@ from numba import types
 from numba.core import cgutils
 
 from elastikv.kernels.cpu.simd.byte_products import ByteProducts, I8x64
+from elastikv.kernels.cpu.simd.features import has
 from elastikv.kernels.cpu.simd.int8_panel import BLOCK, GROUPS, PanelFormat
 from elastikv.kernels.cpu.simd.vector import (
     F32,
@@ -40,69 +41,65 @@ WIDTHS = (2, 4)
 
 _WORDS = BLOCK // 4
 
+_IN_REGISTERS = has("avx512bw")
+"""Whether float32 sums stay in registers from block to block. With AVX2's sixteen those of one block need the room."""
+
 
 class _Tile:
-    """Writes the code of one block; sums: pointers to float32 vectors, by group, then by row of x."""
+    """Writes the code of one block; sums: where the cells' float32 are. A cell: a group of weights, and a row of x."""
 
-    def __init__(self, builder: ir.IRBuilder, panel: PanelFormat, width: int) -> None:
+    def __init__(
+        self, builder: ir.IRBuilder, panel: PanelFormat, width: int, sums: dict[tuple[int, int], ir.Value]
+    ) -> None:
         self._builder = builder
         self._panel = panel
         self._width = width
-        self._cells = [(group, member) for group in range(GROUPS) for member in range(width)]
-        self.sums = {cell: cgutils.alloca_once(builder, F32x16) for cell in self._cells}
+        self._sums = sums
 
     def add_block(self, weights: ir.Value, x: ir.Value) -> None:
         """weights, x: addresses of the block."""
         self._weights, self._x = weights, x
+        middle = _WORDS // 2 if self._panel.scales == "halves" else _WORDS
+        sums = self._products(range(middle), 0)
+        lower = {cell: self._scaled(cell, value) for cell, value in sums.items()}
         if self._panel.scales == "halves":
-            low = self._products(range(_WORDS // 2), 0)
-            low = self._scaled(low, 16 * BLOCK)
-            products = self._scaled(self._products(range(_WORDS // 2, _WORDS), 1), 16 * BLOCK + 64, low)
-        elif self._panel.scales == "minimum":
-            products = self._scaled(self._products(range(_WORDS)), 16 * BLOCK, self._minima())
-        else:
-            products = self._scaled(self._products(range(_WORDS), 0), 16 * BLOCK)
-        scales = [self._of_x(BLOCK * self._width + 4 * member, F32) for member in range(self._width)]
-        for cell in self._cells:
-            place = self.sums[cell]
-            self._builder.store(self._fma(products[cell], scales[cell[1]], self._builder.load(place)), place)
+            sums = self._products(range(middle, _WORDS), 1)
+        for cell, place in self._sums.items():  # one after the other: there are few registers
+            products = lower[cell]
+            if self._panel.scales == "halves":
+                upper = self._builder.sitofp(sums[cell], F32x16)
+                products = self._fma(upper, self._of_weights(cell[0], 16 * BLOCK + 64, F32x16), products)
+            scale = self._of_x(BLOCK * self._width + 4 * cell[1], F32)
+            total = self._fma(products, scale, self._builder.load(place, align=1, typ=F32x16))
+            self._builder.store(total, place, align=1)
 
-    def _products(self, words: range, start: int | None = None) -> dict[tuple[int, int], ir.Value]:
-        """int32 sums over some words of the block as float32. start: which of the numbers that sums start from."""
+    def _products(self, words: range, start: int) -> dict[tuple[int, int], ir.Value]:
+        """int32 sums over some words of the block. start: which of the numbers of x these start from, if from any."""
         products = ByteProducts(self._builder, self._panel.highest)
-        sums = dict.fromkeys(self._cells, ir.Constant(I32x16, None))
-        if start is not None and self._panel.bias:
+        sums = dict.fromkeys(self._sums, ir.Constant(I32x16, None))
+        if self._panel.bias:
             starts = [self._start(member, start, I32) for member in range(self._width)]
-            sums = {cell: starts[cell[1]] for cell in self._cells}
-        for first in range(words.start, words.stop, products.at_once):
-            some = range(first, min(first + products.at_once, words.stop))
-            partial: dict[tuple[int, int], ir.Value] = {}
-            for word in some:
-                weights = [self._of_weights(group, 64 * word, I8x64) for group in range(GROUPS)]
-                for member in range(self._width):
-                    x = self._builder.bitcast(self._of_x(BLOCK * member + 4 * word, I32), I8x64)
-                    for group in range(GROUPS):
-                        cell = group, member
-                        partial[cell] = products.add(weights[group], x, partial.get(cell), sums[cell])
-            sums = {cell: products.total(partial[cell], sums[cell]) for cell in self._cells}
-        return {cell: self._builder.sitofp(value, F32x16) for cell, value in sums.items()}
+            sums = {cell: starts[cell[1]] for cell in self._sums}
+        partial: dict[tuple[int, int], ir.Value] = {}
+        for count, word in enumerate(words, 1):
+            weights = [self._of_weights(group, 64 * word, I8x64) for group in range(GROUPS)]
+            for member in range(self._width):
+                x = self._builder.bitcast(self._of_x(BLOCK * member + 4 * word, I32), I8x64)
+                for group in range(GROUPS):
+                    cell = group, member
+                    partial[cell] = products.add(weights[group], x, partial.get(cell), sums[cell])
+                    if count % products.at_once == 0 or count == len(words):
+                        sums[cell] = products.total(partial.pop(cell), sums[cell])
+        return sums
 
-    def _scaled(
-        self,
-        products: dict[tuple[int, int], ir.Value],
-        offset: int,
-        more: dict[tuple[int, int], ir.Value] | None = None,
-    ) -> dict[tuple[int, int], ir.Value]:
-        """Times the rows' scales that lie at an offset."""
-        scales = [self._of_weights(group, offset, F32x16) for group in range(GROUPS)]
-        if more is None:
-            return {cell: self._builder.fmul(value, scales[cell[0]]) for cell, value in products.items()}
-        return {cell: self._fma(value, scales[cell[0]], more[cell]) for cell, value in products.items()}
-
-    def _minima(self) -> dict[tuple[int, int], ir.Value]:
-        minima = [self._of_weights(group, 16 * BLOCK + 64, F32x16) for group in range(GROUPS)]
-        sums_of_x = [self._start(member, 0, F32) for member in range(self._width)]
-        return {cell: self._builder.fmul(minima[cell[0]], sums_of_x[cell[1]]) for cell in self._cells}
+    def _scaled(self, cell: tuple[int, int], sums: ir.Value) -> ir.Value:
+        """Times the rows' scales, and plus their minima."""
+        group, member = cell
+        values, scales = self._builder.sitofp(sums, F32x16), self._of_weights(group, 16 * BLOCK, F32x16)
+        if self._panel.scales != "minimum":
+            return self._builder.fmul(values, scales)
+        minima = self._builder.fmul(self._of_weights(group, 16 * BLOCK + 64, F32x16), self._start(member, 0, F32))
+        return self._fma(values, scales, minima)
 
     def _of_weights(self, group: int, offset: int, typ: ir.Type) -> ir.Value:
         return self._load(self._weights, group * self._panel.block_bytes + offset, typ)
@@ -143,9 +140,18 @@ def tile(panel: PanelFormat, width: int) -> Any:
             row = builder.add(base, builder.mul(stride, ir.Constant(base.type, cell[1])))
             return pointer(builder, builder.add(row, ir.Constant(base.type, cell[0] * LANES * 4)))
 
-        code = _Tile(builder, panel, width)
-        for cell, place in code.sums.items():
-            builder.store(builder.load(row_of(start, start_stride, cell), align=1, typ=F32x16), place)
+        def load(place: ir.Value) -> ir.Value:
+            return builder.load(place, align=1, typ=F32x16)
+
+        def store(value: ir.Value, place: ir.Value) -> None:
+            builder.store(value, place, align=1)
+
+        cells = [(group, member) for group in range(GROUPS) for member in range(width)]
+        results = {cell: row_of(out, out_stride, cell) for cell in cells}
+        sums = {cell: cgutils.alloca_once(builder, F32x16) for cell in cells} if _IN_REGISTERS else results
+        for cell, place in sums.items():
+            store(load(row_of(start, start_stride, cell)), place)
+        code = _Tile(builder, panel, width, sums)
         with cgutils.for_range(builder, n_blocks) as loop:
             strides = (GROUPS * panel.block_bytes, width * panel.token_bytes)
             places = (
@@ -153,7 +159,7 @@ def tile(panel: PanelFormat, width: int) -> Any:
                 for base, stride in zip((weights, x), strides, strict=True)
             )
             code.add_block(*places)
-        for cell, place in code.sums.items():
-            builder.store(builder.load(place), row_of(out, out_stride, cell), align=1)
+        for cell, place in results.items() if _IN_REGISTERS else ():
+            store(load(sums[cell]), place)
 
     return multiply
