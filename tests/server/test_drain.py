@@ -56,7 +56,7 @@ def new_lines(server: ServeProcess) -> list[str]:
     return server.lines[ready + 1 :]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_everybody_gets_an_answer(
     model: Path, tmp_path: Path, clients: ThreadPoolExecutor, number: signal.Signals
 ) -> None:

@@ -13,6 +13,7 @@ from running import RunningServer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
+pytestmark = pytest.mark.slow
 
 
 def choose(page: Any, what: str) -> None:

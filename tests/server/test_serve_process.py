@@ -137,6 +137,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model("llama", tmp_path_factory.mktemp("models") / "tiny")
 
 
+@pytest.mark.slow
 def test_sigterm_lets_replies_end_and_parks_sessions(model: Path, tmp_path: Path) -> None:
     park = tmp_path / "park"
     ended = {"prompt": "remember this " * 20, "max_tokens": 1}
@@ -158,6 +159,7 @@ def test_sigterm_lets_replies_end_and_parks_sessions(model: Path, tmp_path: Path
         assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
 
 
+@pytest.mark.slow
 def test_a_saved_session_survives_a_restart(model: Path, tmp_path: Path) -> None:
     prompt = "keep me " * 30
     with serving(model, "--slot-save-path", str(tmp_path)) as server:

@@ -32,7 +32,7 @@ CASES = [
     pytest.param(2, KVLayer(1, 16, 16, window=9), (600, 700), id="window that hides whole chunks"),
     pytest.param(8, KVLayer(1, 16, 16), (0, 1100), id="long, from nothing"),
 ]
-PRECISIONS = ["f32", "auto"]
+PRECISIONS = [pytest.param("f32", marks=pytest.mark.slow), "auto"]
 
 
 def kernels_of(precision: str) -> CpuKernels:
