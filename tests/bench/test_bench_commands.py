@@ -25,6 +25,7 @@ def test_every_module_is_imported_without_help(name):
     assert importlib.import_module(f"bench.{name}").__doc__
 
 
+@pytest.mark.slow
 def test_a_command_starts_in_the_root_and_its_model_runs(tmp_path):
     """Also the types that only random blocks fill."""
     command = [sys.executable, "-m", "bench.shapes", "small", str(tmp_path), "--gguf", "q4_k_m"]

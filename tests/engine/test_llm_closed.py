@@ -90,6 +90,7 @@ def test_an_async_llm_notices_that_its_llm_was_closed(folder: Path) -> None:
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_process_is_refused_and_a_spawned_one_is_not(folder: Path) -> None:
     """In a process of its own, for the test's may hold threads that do not like to be forked."""

@@ -52,6 +52,7 @@ def test_a_session_that_was_parked_is_found_again(run):
     assert " 0 of them" not in second
 
 
+@pytest.mark.slow
 def test_openais_client_is_served(run):
     pytest.importorskip("openai")
     pytest.importorskip("httpx")

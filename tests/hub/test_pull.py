@@ -159,6 +159,7 @@ def test_a_folder_runs_from_the_hub_and_then_without_it(hub, at, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_a_plan_needs_the_config_alone(at, tmp_path):
     done = elastikv(at, "plan", "-hf", "user/demo")
     assert done.stdout.startswith("user/demo: 1 KiB a cell")
@@ -166,6 +167,7 @@ def test_a_plan_needs_the_config_alone(at, tmp_path):
     assert "first: elastikv pull user/gguf:F16" in elastikv(at, "plan", "-hf", "user/gguf:F16").stderr
 
 
+@pytest.mark.slow
 def test_a_plan_needs_the_beginning_of_a_gguf_alone(hub, at, tmp_path):
     gguf = export_gguf(demo.path(), tmp_path / "m-Q8_0.gguf", "q8_0").read_bytes() + bytes(40 << 20)
     hub.files["user/gguf"] = {"m-Q8_0.gguf": gguf}

@@ -115,6 +115,7 @@ def test_a_client_that_reads_nothing_holds_nobody_up() -> None:
         assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_it_can_be_ended_while_the_model_loads(tmp_path: Path) -> None:
     model = tiny_model("llama", tmp_path / "model", num_hidden_layers=16)
     server = start("-m", str(model))
