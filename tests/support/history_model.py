@@ -207,6 +207,7 @@ class Rig:
         self.scheduler.close()
         self.memory.close()
         self.workspace.close()
+        self.shared.leave(self.scheduler)
 
 
 @pytest.fixture
